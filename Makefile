@@ -1,0 +1,42 @@
+# Segue's commands. Each does its own set-up: Python 3.11+ and make are all that is needed.
+# PYTHON chooses the interpreter, e.g. `make test PYTHON=python3.12`.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+STACK  ?= embedded
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check figures bench clean
+
+help: ## show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP) ## create .venv and install everything
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'Segue needs Python 3.11+; name one: make PYTHON=python3.12 ...'; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test,check]'
+	@touch $(STAMP)
+
+demo: $(STAMP) ## play real and scripted customers on an embedded stack, until Ctrl-C
+	$(BIN)/segue demo
+
+test: $(STAMP) ## run every test (a real Kafka and a real Valkey included)
+	$(BIN)/pytest
+
+check: $(STAMP) ## lint, types, compose file
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+figures: $(STAMP) ## import the reference files and compare every count; STACK=embedded|kafka
+	$(BIN)/python -m bench.figures --stack $(STACK)
+
+bench: $(STAMP) ## measure each processor against the bare consume loop, and latency
+	$(BIN)/python -m bench
+
+clean: ## remove what the commands made here
+	rm -rf $(VENV) .segue build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,117 @@
+"""The context: one document per customer, as it stands in Redis and as readers get it.
+
+Its JSON Schema is `schemas/context.schema.json`. Every list in it is bounded, so a document stays a few
+kilobytes whatever a customer does.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Raw, Struct, field
+
+from segue.core.interaction import KnownIdentifier, Place
+
+SCHEMA = 1
+
+
+class Session(Struct, omit_defaults=True, gc=False):
+    """One visit over all channels: interactions with no gap longer than the inactivity gap between them."""
+
+    session_id: str
+    started_at_ms: int
+    last_event_at_ms: int
+    events: int = 0
+    channels: list[str] = field(default_factory=list)
+    merged: list[str] = field(default_factory=list)
+    """Ids of sessions that a late-arriving event joined to this one."""
+
+
+class Item(Struct, omit_defaults=True, gc=False):
+    """A matter of the customer's. Open while `status` is open or waiting.
+
+    `attempts` counts the contacts the customer made about it: a new session or another channel is a new
+    contact. `last_contact` is `session_id/channel` of the latest.
+    """
+
+    kind: str
+    id: str
+    status: str
+    opened_at_ms: int
+    updated_at_ms: int
+    channel: str
+    title: str | None = None
+    group: str | None = None
+    assignee: str | None = None
+    due_at_ms: int | None = None
+    attempts: int = 0
+    last_contact: str | None = None
+    contacts: list[str] = field(default_factory=list)
+    """Event ids of the latest contacts about it, at most five."""
+    sla_missed: bool = False
+    reopened: int = 0
+    reassigned: int = 0
+    resolved_at_ms: int | None = None
+
+
+class Handoff(Struct, frozen=True, omit_defaults=True, gc=False):
+    """A detected move: between channels, between bot and agent, or of an item between groups."""
+
+    handoff_id: str
+    kind: str
+    before: str
+    after: str
+    at_ms: int
+    event_id: str
+    item: str | None = None
+
+
+class Opening(Struct, omit_defaults=True, gc=False, array_like=True):
+    """When an item was opened: what `contact.repeated` is counted from."""
+
+    opened_at_ms: int
+    ref: str
+    repeated: bool = False
+
+
+class Context(Struct, omit_defaults=True):
+    """Everything whoever serves the customer next needs. Mutable: its one owner applies interactions to it."""
+
+    customer_key: str
+    revision: int = 0
+    schema: int = SCHEMA
+    created_at_ms: int = 0
+    stream_time_ms: int = 0
+    """The highest event time seen for this customer: what lateness is measured against."""
+    received_at_ms: int = 0
+    identifiers: list[KnownIdentifier] = field(default_factory=list)
+    current: Place | None = None
+    sessions: list[Session] = field(default_factory=list)
+    """Recent sessions in time order, at most `Policy.keep_sessions`; the last is the current one."""
+    items: dict[str, Item] = field(default_factory=dict)
+    handoffs: list[Handoff] = field(default_factory=list)
+    channels: dict[str, int] = field(default_factory=dict)
+    """Interactions per channel, ever."""
+    openings: list[Opening] = field(default_factory=list)
+    timeline: list[Raw] = field(default_factory=list)
+    """Recent entries (`interaction.Entry`) in event-time order, at most `Policy.keep_timeline`."""
+    seen: str = ""
+    """Fingerprints of the last event ids (`core.window`)."""
+
+
+class Policy(Struct, frozen=True):
+    """The numbers the core works by. Kept with the settings; the same for all customers."""
+
+    session_gap_ms: int = 30 * 60_000
+    session_max_ms: int = 24 * 3_600_000
+    grace_ms: int = 10 * 60_000
+    recontact_ms: int = 7 * 86_400_000
+    keep_sessions: int = 10
+    keep_timeline: int = 50
+    keep_handoffs: int = 20
+    keep_closed_items: int = 50
+    keep_openings: int = 200
+    keep_ids: int = 512
+
+
+encoder = msgspec.json.Encoder()
+decoder = msgspec.json.Decoder(Context)

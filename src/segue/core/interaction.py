@@ -1,0 +1,173 @@
+"""What flows between the processors: the accepted interaction, the journey step, the facts in it.
+
+Times are integers in milliseconds since 1970 UTC, named `..._ms`. These structs are decoded and encoded
+for every event, hence `omit_defaults` (small) and `gc=False` (they hold no cycles).
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from msgspec import Raw, Struct
+
+from segue.core.channels import ActorKind
+from segue.core.event import NO_PROPERTIES, Event, Identifier, ItemStatus, Level, Metric
+
+
+class ItemChange(Struct, frozen=True, omit_defaults=True, gc=False):
+    """What an event says of an item (see `event.Item`), with times in ms."""
+
+    kind: str
+    id: str
+    status: ItemStatus | None = None
+    title: str | None = None
+    group: str | None = None
+    assignee: str | None = None
+    opened_at_ms: int | None = None
+    due_at_ms: int | None = None
+    sla_missed: bool | None = None
+    reopen_count: int | None = None
+    reassign_count: int | None = None
+
+    @property
+    def ref(self) -> str:
+        """`kind:id`, the item's name within a customer."""
+        return f"{self.kind}:{self.id}"
+
+
+class Actor(Struct, frozen=True, omit_defaults=True, gc=False):
+    kind: ActorKind = "customer"
+    id: str | None = None
+    group: str | None = None
+
+
+class Answer(Struct, frozen=True, gc=False):
+    metric: Metric
+    score: float
+
+
+class Entry(Struct, omit_defaults=True, gc=False):
+    """One line of a customer's timeline: the event in the form that readers see."""
+
+    id: str
+    type: str
+    channel: str
+    event_time_ms: int
+    received_at_ms: int
+    touchpoint: str | None = None
+    actor: Actor | None = None
+    item: ItemChange | None = None
+    survey: Answer | None = None
+    wait_ms: int | None = None
+    text: str | None = None
+    device: str | None = None
+    source: str | None = None
+    late: bool = False
+    session_id: str | None = None
+    properties: Raw = NO_PROPERTIES
+
+
+class Interaction(Struct, omit_defaults=True, gc=False):
+    """An accepted event with its customer: the record of `segue.interactions`.
+
+    `contested` names the identifier types of this event that belong to another customer, so that the core
+    does not count, say, a case twice.
+    """
+
+    customer_key: str
+    entry: Entry
+    identifiers: tuple[Identifier, ...]
+    contested: tuple[str, ...] = ()
+
+
+class Fact(Struct, frozen=True, omit_defaults=True, gc=False):
+    """One thing that an interaction changed. `docs/facts.md` lists the kinds; `core.facts` builds them."""
+
+    fact: str
+    item: str | None = None
+    before: str | None = None
+    after: str | None = None
+    value: float | None = None
+    evidence: tuple[str, ...] = ()
+    """Ids of earlier events that this fact also rests on."""
+
+
+class Place(Struct, omit_defaults=True, gc=False):
+    """Where a customer is: channel, touchpoint within it, device, and who is serving."""
+
+    channel: str
+    since_ms: int
+    touchpoint: str | None = None
+    device: str | None = None
+    served_by: str | None = None
+
+
+class Step(Struct, omit_defaults=True, gc=False):
+    """One applied interaction and what it changed: the record of `segue.journey-steps`."""
+
+    customer_key: str
+    revision: int
+    entry: Raw
+    facts: tuple[Fact, ...] = ()
+    previous: Place | None = None
+
+
+class StepView(Struct, gc=False):
+    """The part of a step that signals need; the rest is skipped while decoding."""
+
+    customer_key: str
+    revision: int
+    entry: Entry
+    facts: tuple[Fact, ...] = ()
+
+
+class KnownIdentifier(Struct, frozen=True, omit_defaults=True, gc=False):
+    type: str
+    value: str
+    level: Level
+    since_ms: int
+
+
+def to_ms(moment: datetime) -> int:
+    """Milliseconds since 1970 UTC of an aware datetime, rounded down."""
+    return int(moment.timestamp() * 1000 // 1)
+
+
+def _optional_ms(moment: datetime | None) -> int | None:
+    return None if moment is None else to_ms(moment)
+
+
+def entry_of(event: Event, received_at_ms: int, properties: Raw) -> Entry:
+    """Return the timeline entry of a decoded event."""
+    data = event.data
+    actor, item, survey = data.actor, data.item, data.survey
+    return Entry(
+        id=event.id,
+        type=event.type,
+        channel=event.channel,
+        event_time_ms=to_ms(event.time),
+        received_at_ms=received_at_ms,
+        touchpoint=data.touchpoint,
+        actor=None if actor is None else Actor(actor.kind, actor.id, actor.group),
+        item=None
+        if item is None
+        else ItemChange(
+            kind=item.kind,
+            id=item.id,
+            status=item.status,
+            title=item.title,
+            group=item.group,
+            assignee=item.assignee,
+            opened_at_ms=_optional_ms(item.opened_at),
+            due_at_ms=_optional_ms(item.due_at),
+            sla_missed=item.sla_missed,
+            reopen_count=item.reopen_count,
+            reassign_count=item.reassign_count,
+        ),
+        survey=None if survey is None else Answer(survey.metric, survey.score),
+        wait_ms=data.wait_ms,
+        text=data.text,
+        device=data.device,
+        source=event.source,
+        properties=properties,
+    )

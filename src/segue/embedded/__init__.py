@@ -1,0 +1,1 @@
+"""Servers that Segue starts as child processes, so that one command needs no installation."""

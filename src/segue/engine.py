@@ -1,0 +1,351 @@
+"""The loop of every processor, and the order of effects that makes it exactly once.
+
+For the records of one poll, in this order (docs/adr/0002):
+
+    1. read and load    decode the records, load the documents that the cache lacks
+    2. apply            the pure core, in memory
+    3. commit           ONE transaction of the log: outputs and next offsets
+    4. write            ONE atomic write to Redis: documents, counters, fence
+
+Whatever fails, the shards concerned are dropped from memory and restored: raise the owner epoch in the
+fence, read on from the fence's offset, and apply WITHOUT emitting up to the offset that was committed.
+A crash between 3 and 4, a Redis that went back in time and an empty Redis are all this one path.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+import msgspec
+import structlog
+from msgspec import Struct, field
+
+from segue.errors import Fenced, LogUnavailable, MemberLost, SegueError, StoreUnavailable
+from segue.log.port import TP, Log, Member, Output, Polled, Record
+from segue.merge import TimeMerge
+from segue.metrics import Meter, Snapshot
+from segue.store.shards import Fence, ShardStore, Write, encode_fence
+
+REPORT_S = 0.2
+HELD_BATCHES = 4
+"""How many batches of one partition may wait in memory for older records of others."""
+_POLL_S = 0.1
+_BACKOFF_S = (0.2, 5.0)
+
+log = structlog.get_logger()
+
+
+class Shard(Struct):
+    """What a processor holds of one partition while it owns it."""
+
+    name: str
+    tp: TP
+    topic_id: str
+    epoch: int
+    fence: bytes
+    next_offset: int
+    emit_from: int
+    """Records before this offset have been committed already: apply them, emit nothing."""
+    stream_time_ms: int
+    stats: Counter[str]
+    documents: dict[str, Any] = field(default_factory=dict)
+    dirty: dict[str, Any] = field(default_factory=dict)
+    received_ms: list[int] = field(default_factory=list)
+    """When the log received the events of this batch: for the latency metric."""
+
+
+class Processor(Protocol):
+    """What differs between processors. `streams/` holds them."""
+
+    name: str
+    group: str
+    topics: Sequence[str]
+    kind: str
+
+    def shard_of(self, tp: TP) -> str:
+        """The name of a partition's state in Redis."""
+        ...
+
+    def read(self, shard: Shard, records: list[Record]) -> list[Any]:
+        """Decode the records of one partition, in order."""
+        ...
+
+    def prepare(self, batch: list[tuple[Shard, list[Any]]]) -> None:
+        """Load whatever `apply` needs. The only step that may read from Redis."""
+        ...
+
+    def apply(self, batch: list[tuple[Shard, list[Any]]]) -> list[Output]:
+        """Apply in memory: change documents, mark them dirty, count, and return what to emit."""
+        ...
+
+    def encode(self, document: Any) -> bytes: ...
+
+    def recover(self, shard: Shard, found: Fence | None) -> None:
+        """Called after a take-over; `found` is the fence as it stood."""
+        ...
+
+
+def load_missing(store: ShardStore, needed: Iterable[tuple[Shard, str]], decode: Callable[[bytes], Any]) -> None:
+    """Load the documents (shard, customer key) that the cache lacks, in one read."""
+    missing = {(shard.name, key): shard for shard, key in needed if key not in shard.documents}
+    wanted = list(missing)
+    for (name, key), raw in zip(wanted, store.load(wanted), strict=True):
+        if raw is not None:
+            missing[name, key].documents[key] = decode(raw)
+
+
+class Engine:
+    """Runs one processor until `stop()` says so. `clock` returns ms since 1970: the one wall clock here."""
+
+    def __init__(
+        self,
+        processor: Processor,
+        source: Log,
+        store: ShardStore,
+        instance: str,
+        stop: Callable[[], bool],
+        batch_records: int = 2000,
+        cache_documents: int = 100_000,
+        clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self.processor, self._log, self._store, self._instance = processor, source, store, instance
+        self._stop, self._batch, self._cache, self._clock = stop, batch_records, cache_documents, clock
+        self.meter = Meter()
+        self._member: Member | None = None
+        self._shards: dict[TP, Shard] = {}
+        self._waiting: set[TP] = set()
+        self._merge = TimeMerge() if len(processor.topics) > 1 else None
+        self._ended: set[TP] = set()
+        self._resting: set[TP] = set()
+        self._caught_up: dict[str, int] = {}
+        self._report_at = 0.0
+        self._failures = 0
+
+    def run(self) -> None:
+        """Work until stopped. Outages are waited out; only a bug or wrong settings raise."""
+        try:
+            while not self._stop():
+                try:
+                    self._round()
+                    self._failures = 0
+                except (LogUnavailable, StoreUnavailable, MemberLost) as error:
+                    self._recover(error)
+        finally:
+            if self._member is not None:
+                self._member.close()
+
+    def _round(self) -> None:
+        if self._member is None:
+            self._member = self._log.join(self.processor.group, self.processor.topics, self._instance)
+        polled = self._member.poll(self._batch, _POLL_S)
+        now = self._clock()
+        for tp in polled.revoked:
+            self._drop(tp)
+            self._waiting.discard(tp)
+        self._waiting.update(polled.assigned)
+        if self._waiting:
+            self._restore(self._member)
+        self._ended.difference_update(polled.records)
+        self._ended.update(tp for tp in polled.ended if tp in self._shards)
+        records = polled.records if self._merge is None else self._in_order(self._member, self._merge, polled)
+        if records:
+            self._turns(self._member, records)
+        for tp in self._ended:
+            if self._merge is None or not self._merge.held(tp):
+                self._caught_up[self._shards[tp].name] = now
+        self._report(now)
+
+    def _in_order(self, member: Member, merge: TimeMerge, polled: Polled) -> dict[TP, list[Record]]:
+        """Pass the records through the merge; a partition far ahead of the others rests meanwhile."""
+        merge.add(polled.records, polled.ended)
+        records = merge.take()
+        for tp in polled.records:
+            if merge.held(tp) > HELD_BATCHES * self._batch:
+                member.pause(tp)
+                self._resting.add(tp)
+        for tp in [tp for tp in self._resting if merge.held(tp) < self._batch]:
+            self._resting.discard(tp)
+            shard = self._shards.get(tp)
+            if shard is not None:
+                held = merge.held(tp)
+                after = records[tp][-1].offset() if tp in records else shard.next_offset - 1
+                member.start(tp, (merge.last_offset(tp) if held else after) + 1)
+        return records
+
+    # --- one poll's records
+
+    def _turns(self, member: Member, records: dict[TP, list[Record]]) -> None:
+        """Apply the records: those committed before (a replay) without emitting, then the new ones."""
+        silent: dict[TP, list[Record]] = {}
+        loud: dict[TP, list[Record]] = {}
+        for tp, batch in records.items():
+            shard = self._shards.get(tp)
+            if shard is None:  # revoked, or waiting for its restore: it will be read again
+                continue
+            if batch[0].offset() >= shard.emit_from:
+                loud[tp] = batch
+                continue
+            old = [record for record in batch if record.offset() < shard.emit_from]
+            silent[tp] = old
+            if len(old) < len(batch):
+                loud[tp] = batch[len(old) :]
+        for turn, emit in ((silent, False), (loud, True)):
+            if turn:
+                self._guarded(member, turn, emit)
+
+    def _guarded(self, member: Member, records: dict[TP, list[Record]], emit: bool) -> None:
+        try:
+            self._turn(member, records, emit)
+        except Fenced as error:
+            log.info("partitions passed to another owner", processor=self.processor.name, why=str(error))
+            self._to_restore(member, records)
+        except (LogUnavailable, StoreUnavailable):
+            self._to_restore(member, records)
+            raise
+
+    def _turn(self, member: Member, records: dict[TP, list[Record]], emit: bool) -> None:
+        processor = self.processor
+        shards = {tp: self._shards[tp] for tp in records}
+        batch = [(shards[tp], processor.read(shards[tp], found)) for tp, found in records.items()]
+        processor.prepare(batch)
+        outputs = processor.apply(batch)
+        offsets = {tp: found[-1].offset() + 1 for tp, found in records.items()}
+        if emit:
+            member.commit(outputs, offsets)
+        writes = [self._write(shard, offsets[tp]) for tp, shard in shards.items()]
+        surprised = self._store.write(writes)
+        now = self._clock()
+        for write, shard in zip(writes, shards.values(), strict=True):
+            if write.shard in surprised:
+                continue
+            shard.fence, shard.next_offset = write.fence, offsets[shard.tp]
+            if emit:
+                self.meter.readable(shard.received_ms, now)
+            shard.dirty.clear()
+            shard.received_ms.clear()
+        self.meter.counts["applied" if emit else "replayed"] += sum(len(found) for found in records.values())
+        if surprised:
+            log.warning("fence is not what was written last; restoring", processor=processor.name, shards=surprised)
+            self.meter.counts["fence_surprises"] += len(surprised)
+            self._to_restore(member, [tp for tp, shard in shards.items() if shard.name in surprised])
+        self._trim()
+
+    def _write(self, shard: Shard, next_offset: int) -> Write:
+        encode = self.processor.encode
+        return Write(
+            shard=shard.name,
+            expected=shard.fence,
+            fence=encode_fence(Fence(shard.topic_id, shard.epoch, next_offset, shard.stream_time_ms)),
+            documents={key: encode(document) for key, document in shard.dirty.items()},
+            stats=shard.stats,
+            changed=[(key, document.revision) for key, document in shard.dirty.items()],
+        )
+
+    def _trim(self) -> None:
+        """Keep the cache within its limit: of each shard the oldest half goes."""
+        if sum(len(shard.documents) for shard in self._shards.values()) > self._cache:
+            for shard in self._shards.values():
+                for key in list(shard.documents)[: len(shard.documents) // 2]:
+                    del shard.documents[key]
+
+    # --- taking over, restoring, giving up
+
+    def _restore(self, member: Member) -> None:
+        """Take over the waiting partitions, each at the offset that its state stands at."""
+        waiting = sorted(self._waiting)
+        committed = member.committed(waiting)
+        proof = {tp: offset for tp, offset in committed.items() if offset is not None}
+        try:
+            if proof:  # only the group's true owner can commit, so only it raises the epoch
+                member.commit((), proof)
+        except Fenced:
+            return  # the next poll tells which are lost
+        topic_ids = {topic: member.topic_id(topic) for topic in {topic for topic, _ in waiting}}
+        for tp in waiting:
+            shard, found = self._take_over(tp, topic_ids[tp[0]], committed[tp])
+            self.processor.recover(shard, found)
+            self._shards[tp] = shard
+            self._waiting.discard(tp)
+            self._ended.discard(tp)
+            member.start(tp, shard.next_offset)
+            if self._merge is not None:
+                self._merge.started(tp)
+            if shard.emit_from > shard.next_offset:
+                behind = shard.emit_from - shard.next_offset
+                log.info("replaying", processor=self.processor.name, shard=shard.name, records=behind)
+
+    def _take_over(self, tp: TP, topic_id: str, committed: int | None) -> tuple[Shard, Fence | None]:
+        name = self.processor.shard_of(tp)
+        found, raw, stats = self._store.take_over(name, topic_id)
+        emit_from = committed or 0
+        if found is None:
+            start, epoch, stream_time = 0, 1, 0
+        elif found.topic_id != topic_id:  # the topic was made anew: its offsets say nothing of our state
+            start, epoch, stream_time = emit_from, found.epoch + 1, found.stream_time_ms
+        else:
+            start, epoch, stream_time = found.next_offset, found.epoch + 1, found.stream_time_ms
+        shard = Shard(
+            name=name,
+            tp=tp,
+            topic_id=topic_id,
+            epoch=epoch,
+            fence=raw,
+            next_offset=start,
+            emit_from=emit_from,
+            stream_time_ms=stream_time,
+            stats=stats,
+        )
+        return shard, found
+
+    def _to_restore(self, member: Member, tps: Sequence[TP] | dict[TP, Any]) -> None:
+        for tp in tps:
+            self._drop(tp)
+            self._waiting.add(tp)
+            member.pause(tp)
+
+    def _drop(self, tp: TP) -> None:
+        shard = self._shards.pop(tp, None)
+        self._ended.discard(tp)
+        self._resting.discard(tp)
+        if self._merge is not None:
+            self._merge.drop(tp)
+        if shard is not None:
+            self._caught_up.pop(shard.name, None)
+
+    def _recover(self, error: SegueError) -> None:
+        """Wait after an outage, longer each time; a lost membership is taken anew."""
+        self._failures += 1
+        wait = min(_BACKOFF_S[0] * 2 ** (self._failures - 1), _BACKOFF_S[1])
+        log.warning("waiting", processor=self.processor.name, why=str(error), retry_in_s=wait)
+        self.meter.counts["outages"] += 1
+        if self._member is not None:
+            self._to_restore(self._member, list(self._shards))
+            if isinstance(error, MemberLost):
+                self._member.close()
+                self._member = None
+                self._waiting.clear()
+        until = time.monotonic() + wait
+        while time.monotonic() < until and not self._stop():
+            time.sleep(0.05)
+
+    # --- telling others
+
+    def _report(self, now: int) -> None:
+        if time.monotonic() < self._report_at:
+            return
+        self._report_at = time.monotonic() + REPORT_S
+        behind = now - min((self._caught_up.get(s.name, 0) for s in self._shards.values()), default=now)
+        snapshot = Snapshot(
+            processor=self.processor.name,
+            instance=self._instance,
+            at_ms=now,
+            counts=dict(self.meter.counts),
+            latency=self.meter.latency,
+            latency_sum_ms=self.meter.latency_sum_ms,
+            owned=len(self._shards),
+            behind_ms=min(behind, 86_400_000),
+        )
+        self._store.report(self._caught_up, msgspec.json.encode(snapshot), self._instance)

@@ -1,0 +1,1 @@
+"""The log: Kafka, or SQLite on the embedded stack. `port` says what both promise."""

@@ -1,0 +1,121 @@
+"""What a log promises. Two adapters keep these promises: `log.kafka` and `log.sqlite`; one behaviour suite
+(`tests/behaviour/test_log.py`) runs on both.
+
+* A topic has partitions; a partition is an ordered sequence of records with offsets that only grow.
+* A record with a key goes to `partition_of(key)` unless a partition is named.
+* The members of a group share the partitions of their topics: one owner at a time.
+* `Member.commit` is atomic: the outputs and the group's offsets become visible together or not at all,
+  and only while this member still owns every partition it commits (else `Fenced`, nothing happened).
+* A member reads committed records only.
+* What is acknowledged is durable: over the death of this process always; over the death of the machine as
+  the log is set up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+from segue.topics import Topic
+
+TP = tuple[str, int]
+"""Topic and partition."""
+
+Headers = Sequence[tuple[str, bytes]]
+
+
+class Record(Protocol):
+    """One record, with the accessors of `confluent_kafka.Message`, so that Kafka's need no wrapping."""
+
+    def topic(self) -> str: ...
+    def partition(self) -> int: ...
+    def offset(self) -> int: ...
+    def key(self) -> bytes | None: ...
+    def value(self) -> bytes | None: ...
+    def headers(self) -> Headers | None: ...
+    def timestamp(self) -> tuple[int, int]:
+        """Kind of timestamp and milliseconds since 1970 UTC."""
+        ...
+
+
+class Output(NamedTuple):
+    """A record to write. `partition` -1 means: by the key."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    partition: int = -1
+    headers: Headers | None = None
+
+
+class Polled(NamedTuple):
+    """What a poll brought. `ended` are partitions read to their end; `revoked` are ours no more."""
+
+    records: dict[TP, list[Record]]
+    assigned: list[TP]
+    revoked: list[TP]
+    ended: list[TP]
+
+
+class Member(Protocol):
+    """A seat in a consumer group, with the right to commit outputs and offsets together. One thread only."""
+
+    def poll(self, max_records: int, timeout_s: float) -> Polled:
+        """Wait for records, at most `timeout_s`. Newly assigned partitions deliver nothing until `start`.
+
+        Raises LogUnavailable (call again), MemberLost (take a new seat).
+        """
+        ...
+
+    def start(self, tp: TP, offset: int | None) -> None:
+        """Deliver `tp` from `offset` on (None: from its beginning). Also rewinds a running partition."""
+        ...
+
+    def pause(self, tp: TP) -> None:
+        """Deliver nothing of `tp` until `start`."""
+        ...
+
+    def committed(self, tps: Sequence[TP]) -> dict[TP, int | None]:
+        """The group's committed offsets; None where it has none."""
+        ...
+
+    def topic_id(self, topic: str) -> str:
+        """An id that a topic deleted and made again does not share with its predecessor."""
+        ...
+
+    def commit(self, outputs: Iterable[Output], offsets: dict[TP, int]) -> None:
+        """Write `outputs` and the next offsets to read, atomically.
+
+        Raises Fenced (ownership lost), LogUnavailable (nothing happened), MemberLost.
+        """
+        ...
+
+    def close(self) -> None:
+        """Leave the group in order."""
+        ...
+
+
+class Log(Protocol):
+    """A log: topics, writing, reading, group seats."""
+
+    def create_topics(self, topics: Sequence[Topic]) -> list[str]:
+        """Create what is missing; returns the names created. Raises LogUnavailable, SettingsError."""
+        ...
+
+    def partitions(self, topic: str) -> int:
+        """How many partitions a topic has; 0 when it does not exist."""
+        ...
+
+    def append(self, outputs: Iterable[Output]) -> None:
+        """Write outside a group: returns when all are acknowledged. Raises LogUnavailable."""
+        ...
+
+    def read(self, topic: str) -> Iterator[Record]:
+        """Every committed record of a topic from its beginning to its present end, partition by partition."""
+        ...
+
+    def join(self, group: str, topics: Sequence[str], instance: str) -> Member:
+        """Take a seat in `group`. `instance` names this process among the group's members."""
+        ...
+
+    def close(self) -> None: ...

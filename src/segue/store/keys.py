@@ -1,0 +1,53 @@
+"""Every key in Redis, in one place.
+
+`segue:<epoch>:{<shard>}:...`: the epoch is the layout's, so that a rebuild fills a new layout beside the
+old; the shard is the partition that a key belongs to, in braces, so that Redis Cluster keeps one
+partition's keys in one slot and can write them atomically.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+LAYOUT = "segue:layout"
+METRICS = "segue:metrics"
+
+
+class Layout(Struct, frozen=True):
+    """How customers are spread: what a reader needs to find one. The value of `segue:layout`."""
+
+    partitions: int
+    epoch: int = 1
+
+    def prefix(self, shard: str) -> str:
+        return f"segue:{self.epoch}:{{{shard}}}:"
+
+    def document(self, shard: str, kind: str, customer_key: str) -> str:
+        """A customer's document. `kind` is `ctx` or `sig`."""
+        return f"{self.prefix(shard)}{kind}:{customer_key}"
+
+    def fence(self, shard: str, processor: str) -> str:
+        return f"{self.prefix(shard)}fence:{processor}"
+
+    def stats(self, shard: str, processor: str) -> str:
+        return f"{self.prefix(shard)}stats:{processor}"
+
+    def changes(self, shard: str) -> str:
+        """The publish-subscribe channel that names changed customers of a shard."""
+        return f"{self.prefix(shard)}changes"
+
+    def owner(self, bucket: int, ref: str) -> str:
+        """Which customer an identifier (`type:value`) belongs to."""
+        return f"segue:{self.epoch}:{{id{bucket}}}:{ref}"
+
+    def unique(self, bucket: int, customer_key: str, kind: str) -> str:
+        """The value of a unique identifier that a customer has."""
+        return f"segue:{self.epoch}:{{id{bucket}}}:unique:{kind}:{customer_key}"
+
+    def progress(self, processor: str) -> str:
+        """A hash: per shard, until when the processor has applied everything."""
+        return f"segue:{self.epoch}:progress:{processor}"
+
+    def shards(self, processor: str) -> str:
+        """A set: the shards that a processor has state for."""
+        return f"segue:{self.epoch}:shards:{processor}"

@@ -1,0 +1,142 @@
+"""A processor's state in Redis, one shard per partition: documents, counters and the fence, written together.
+
+The fence says who wrote last (owner epoch), of which topic (its id) and up to which offset. It is the
+last part of each write and what each write is conditional on: WATCH fence, MULTI, writes, EXEC. So a
+paused owner that wakes up late cannot write (the next owner raised the epoch), and a Redis that lost its
+last second is noticed (the fence is not what this owner wrote last) instead of being written on.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import msgspec
+import orjson
+import redis
+from msgspec import Struct
+
+from segue.errors import StoreUnavailable
+from segue.store.connect import reachable
+from segue.store.keys import Layout
+
+_MSET = 500
+"""Keys per MSET: keeps one command's buffer at a few megabytes."""
+_TRIES = 5
+
+
+class Fence(Struct, frozen=True):
+    """Who wrote a shard last, and how far it is."""
+
+    topic_id: str
+    epoch: int
+    next_offset: int
+    stream_time_ms: int = 0
+
+
+class Write(Struct):
+    """What one batch changed in one shard."""
+
+    shard: str
+    expected: bytes
+    fence: bytes
+    documents: dict[str, bytes]
+    stats: Counter[str]
+    changed: list[tuple[str, int]]
+    """Customer keys and revisions, for those who watch."""
+
+
+class ShardStore:
+    """Reads and writes the shards of one processor. `kind` names its documents (`ctx`, `sig`)."""
+
+    def __init__(self, client: redis.Redis, layout: Layout, processor: str, kind: str) -> None:
+        self._redis, self.layout, self.processor, self.kind = client, layout, processor, kind
+
+    def take_over(self, shard: str, topic_id: str) -> tuple[Fence | None, bytes, Counter[str]]:
+        """Raise the owner epoch: from here on no earlier owner can write.
+
+        Returns the fence as found (None for a shard never written), the bytes of the new one, the counters.
+        """
+        key = self.layout.fence(shard, self.processor)
+        with reachable():
+            for _ in range(_TRIES):
+                with self._redis.pipeline() as pipe:
+                    try:
+                        pipe.watch(key)
+                        raw: Any = pipe.get(key)
+                        stats: Any = pipe.get(self.layout.stats(shard, self.processor))
+                        found = None if raw is None else msgspec.json.decode(raw, type=Fence)
+                        fence = self._next(found, topic_id)
+                        pipe.multi()
+                        pipe.set(key, fence)
+                        pipe.sadd(self.layout.shards(self.processor), shard)
+                        pipe.execute()
+                    except redis.WatchError:
+                        continue
+                    return found, fence, Counter(orjson.loads(stats) if stats else {})
+        raise StoreUnavailable(f"the fence of shard {shard} changes all the time; is another Segue on this Redis?")
+
+    def _next(self, found: Fence | None, topic_id: str) -> bytes:
+        if found is None:
+            return encode_fence(Fence(topic_id, 1, 0))
+        return encode_fence(Fence(found.topic_id, found.epoch + 1, found.next_offset, found.stream_time_ms))
+
+    def load(self, wanted: list[tuple[str, str]]) -> list[bytes | None]:
+        """Read documents by (shard, customer key)."""
+        keys = [self.layout.document(shard, self.kind, key) for shard, key in wanted]
+        found: list[bytes | None] = []
+        with reachable():
+            for at in range(0, len(keys), _MSET):
+                found += self._redis.mget(keys[at : at + _MSET])  # type: ignore[arg-type]
+        return found
+
+    def write(self, writes: list[Write]) -> list[str]:
+        """Write the shards whose fence is as expected. Returns the others: their owner must restore.
+
+        All shards go in one MULTI: one round trip for a poll. Raises StoreUnavailable with the outcome
+        unknown; the caller restores all of them.
+        """
+        keys = [self.layout.fence(write.shard, self.processor) for write in writes]
+        with reachable():
+            for _ in range(_TRIES):
+                with self._redis.pipeline() as pipe:
+                    pipe.watch(*keys)
+                    found: Any = pipe.mget(keys)
+                    good = [w for w, fence in zip(writes, found, strict=True) if fence == w.expected]
+                    pipe.multi()
+                    for write in good:
+                        self._queue(pipe, write)
+                    try:
+                        pipe.execute()
+                    except redis.WatchError:
+                        continue
+                    kept = {write.shard for write in good}
+                    return [write.shard for write in writes if write.shard not in kept]
+        return [write.shard for write in writes]
+
+    def _queue(self, pipe: Any, write: Write) -> None:
+        layout, shard = self.layout, write.shard
+        prefix = layout.document(shard, self.kind, "")
+        documents = [(prefix + key, raw) for key, raw in write.documents.items()]
+        for at in range(0, len(documents), _MSET):
+            pipe.mset(dict(documents[at : at + _MSET]))
+        pipe.mset(
+            {
+                layout.stats(shard, self.processor): orjson.dumps(write.stats, option=orjson.OPT_SORT_KEYS),
+                layout.fence(shard, self.processor): write.fence,
+            }
+        )
+        if write.changed:
+            pipe.publish(layout.changes(shard), orjson.dumps(write.changed))
+
+    def report(self, caught_up: dict[str, int], metrics: bytes, instance: str) -> None:
+        """Say until when (ms) each shard has applied everything, and publish this process's metrics."""
+        with reachable(), self._redis.pipeline(transaction=False) as pipe:
+            if caught_up:
+                pipe.hset(self.layout.progress(self.processor), mapping=caught_up)  # type: ignore[arg-type]
+            pipe.hset("segue:metrics", f"{self.processor}:{instance}", metrics)
+            pipe.execute()
+
+
+def encode_fence(fence: Fence) -> bytes:
+    return msgspec.json.encode(fence)

@@ -1,0 +1,45 @@
+"""The topics: their names, what they are keyed by, and how they are made. No other module spells a name."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from segue.core.channels import CHANNELS
+
+EVENTS = "segue.events."
+INTERACTIONS = "segue.interactions"
+JOURNEY_STEPS = "segue.journey-steps"
+SIGNALS = "segue.signals"
+IDENTITY = "segue.identity"
+DEAD_LETTERS = "segue.dead-letters"
+
+EVENT_TOPICS: tuple[str, ...] = tuple(EVENTS + channel for channel in CHANNELS)
+
+MAX_RECORD_BYTES = 4 * 1024 * 1024
+"""What the topics take. Larger than any event we accept, so that an oversized one reaches the dead letters."""
+
+
+class Topic(Struct, frozen=True):
+    """One topic: partitions and settings as Kafka names them."""
+
+    name: str
+    partitions: int
+    config: dict[str, str]
+
+
+def event_topic(channel: str) -> str:
+    """The topic that a channel publishes to."""
+    return EVENTS + channel
+
+
+def all_topics(partitions: int, event_partitions: int) -> list[Topic]:
+    """Every topic of a deployment. `partitions` is the layout's: interactions, steps and signals share it."""
+    large = {"max.message.bytes": str(MAX_RECORD_BYTES)}
+    # LogAppendTime: received_at is the broker's clock, not the sender's.
+    arriving = large | {"message.timestamp.type": "LogAppendTime"}
+    return [
+        *(Topic(name, event_partitions, arriving) for name in EVENT_TOPICS),
+        *(Topic(name, partitions, large) for name in (INTERACTIONS, JOURNEY_STEPS, SIGNALS)),
+        Topic(IDENTITY, partitions, large | {"cleanup.policy": "compact"}),
+        Topic(DEAD_LETTERS, event_partitions, large),
+    ]

@@ -1,0 +1,1 @@
+"""Tests of Segue; a package so that figures and benchmarks can use `tests.support`."""

@@ -1,0 +1,1 @@
+"""What tests, figures and benchmarks need around them: real services, started and found."""

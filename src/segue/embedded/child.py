@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -15,7 +15,11 @@ _TAIL_BYTES = 4096
 
 
 def spawn_bound_child(
-    command: Sequence[str], *, output: IO[bytes], keep_fds: Sequence[int] = ()
+    command: Sequence[str],
+    *,
+    output: IO[bytes],
+    keep_fds: Sequence[int] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a server that ends with this process, however this process ends.
 
@@ -23,7 +27,8 @@ def spawn_bound_child(
     forked, so a thread made for the purpose forks, and stays as long as the child lives. The child
     gets a session of its own: Ctrl-C in the terminal is for the owner, who then stops it in order.
 
-    Its standard output and error go to ``output``. Raises ``OSError`` when it cannot be executed.
+    Its standard output and error go to ``output``; ``environment`` None means ours. Raises
+    ``OSError`` when it cannot be executed.
     """
     outcome: list[subprocess.Popen[bytes] | BaseException] = []
     spawned = threading.Event()
@@ -32,6 +37,7 @@ def spawn_bound_child(
         try:
             process = subprocess.Popen(
                 command,
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

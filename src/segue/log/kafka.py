@@ -36,6 +36,8 @@ _OWNERSHIP_LOST = {
 _TRANSACTION_S = 30.0
 """How long one transaction may be retried before it is given up; the broker's own limit is shorter."""
 
+_JOIN_S = 10.0
+
 
 class KafkaLog:
     """`port.Log` on a Kafka cluster. `options` are librdkafka's names, for all clients (security and so on)."""
@@ -137,7 +139,7 @@ class KafkaLog:
             }
         )
         try:
-            left = {p for p in range(self.partitions(topic))}
+            left = set(range(self.partitions(topic)))
             consumer.assign([TopicPartition(topic, p, OFFSET_BEGINNING) for p in left])
             while left:
                 for message in consumer.consume(1000, 0.5):
@@ -213,7 +215,7 @@ class KafkaMember:
                 "queue.buffering.max.messages": 1_000_000,
             }
         )
-        self._guard(lambda: self._producer.init_transactions(_TRANSACTION_S))
+        self._guard(lambda: self._producer.init_transactions(_JOIN_S))
         self._consumer = Consumer(
             common
             | {
@@ -275,7 +277,7 @@ class KafkaMember:
     def _at_end(self, tp: TP, offset: int) -> bool:
         """Whether the last fetch already said that nothing follows, without waiting for the next to say so."""
         _, high = self._consumer.get_watermark_offsets(TopicPartition(*tp), cached=True)
-        return 0 <= high <= offset + 1
+        return bool(0 <= high <= offset + 1)
 
     def _consumer_error(self, error: KafkaError, tp: TP, ended: list[TP]) -> None:
         if error.code() == KafkaError._PARTITION_EOF:

@@ -245,7 +245,7 @@ class SqliteMember:
             return {}, []
         self._version = int(version)  # type: ignore[call-overload]
         heads = {
-            (self._names[topic], partition): head  # type: ignore[index]
+            (self._names[topic], partition): head
             for topic, partition, head in self._file.query("SELECT topic, partition, next_offset FROM heads")
             if topic in self._names
         }
@@ -296,7 +296,7 @@ class SqliteMember:
             "SELECT topic, partition FROM leases WHERE grp = ? AND (? IS NULL OR member = ?)",
             self._group, member, member,
         )  # fmt: skip
-        return {(self._names[t], p) for t, p in found if t in self._names}  # type: ignore[index, misc]
+        return {(self._names[t], p) for t, p in found if t in self._names}
 
     def _moved(self, kept: set[TP], owned: set[TP]) -> tuple[list[TP], list[TP]]:
         assigned, revoked = sorted(owned - kept), sorted(self._owned - kept)
@@ -316,7 +316,7 @@ class SqliteMember:
 
     def committed(self, tps: Sequence[TP]) -> dict[TP, int | None]:
         found = {
-            (self._names[t], p): offset  # type: ignore[index]
+            (self._names[t], p): offset
             for t, p, offset in self._file.query(
                 "SELECT topic, partition, next_offset FROM offsets WHERE grp = ?", self._group
             )

@@ -1,1 +1,1 @@
-"""What stands in Redis: `keys` names it, `shards` writes it for processors, `identity` indexes it, `reader` reads it."""
+"""What stands in Redis: `keys` names it, `shards` and `identity` write it, `reader` reads it."""

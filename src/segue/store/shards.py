@@ -62,7 +62,7 @@ class ShardStore:
             for _ in range(_TRIES):
                 with self._redis.pipeline() as pipe:
                     try:
-                        pipe.watch(key)
+                        pipe.watch(key)  # type: ignore[no-untyped-call]
                         raw: Any = pipe.get(key)
                         stats: Any = pipe.get(self.layout.stats(shard, self.processor))
                         found = None if raw is None else msgspec.json.decode(raw, type=Fence)
@@ -100,7 +100,7 @@ class ShardStore:
         with reachable():
             for _ in range(_TRIES):
                 with self._redis.pipeline() as pipe:
-                    pipe.watch(*keys)
+                    pipe.watch(*keys)  # type: ignore[no-untyped-call]
                     found: Any = pipe.mget(keys)
                     good = [w for w, fence in zip(writes, found, strict=True) if fence == w.expected]
                     pipe.multi()

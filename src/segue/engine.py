@@ -32,6 +32,9 @@ from segue.store.shards import Fence, ShardStore, Write, encode_fence
 REPORT_S = 0.2
 HELD_BATCHES = 4
 """How many batches of one partition may wait in memory for older records of others."""
+LINGER_S = 0.005
+"""Least time between two turns: what arrives meanwhile shares a transaction, which costs the broker more
+than the records in it."""
 _POLL_S = 0.1
 _BACKOFF_S = (0.2, 5.0)
 
@@ -122,6 +125,7 @@ class Engine:
         self._resting: set[TP] = set()
         self._caught_up: dict[str, int] = {}
         self._report_at = 0.0
+        self._turned_at = 0.0
         self._failures = 0
 
     def run(self) -> None:
@@ -140,6 +144,9 @@ class Engine:
     def _round(self) -> None:
         if self._member is None:
             self._member = self._log.join(self.processor.group, self.processor.topics, self._instance)
+        rest = self._turned_at + LINGER_S - time.monotonic()
+        if rest > 0:
+            time.sleep(rest)
         polled = self._member.poll(self._batch, _POLL_S)
         now = self._clock()
         for tp in polled.revoked:
@@ -152,6 +159,7 @@ class Engine:
         self._ended.update(tp for tp in polled.ended if tp in self._shards)
         records = polled.records if self._merge is None else self._in_order(self._member, self._merge, polled)
         if records:
+            self._turned_at = time.monotonic()
             self._turns(self._member, records)
         for tp in self._ended:
             if self._merge is None or not self._merge.held(tp):

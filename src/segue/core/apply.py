@@ -11,6 +11,7 @@ from msgspec import Raw, Struct
 
 from segue.core import handoffs, items, sessions, window
 from segue.core.context import Context, Policy
+from segue.core.identity import rank_of_type
 from segue.core.ids import fingerprint
 from segue.core.interaction import Entry, Fact, Interaction, KnownIdentifier, Place
 
@@ -48,7 +49,7 @@ def apply(context: Context, interaction: Interaction, policy: Policy) -> Applied
     context.revision += 1
     late = entry.event_time_ms < context.stream_time_ms - policy.grace_ms
     facts = [Fact("customer.created")] if context.revision == 1 else []
-    _identify(context, interaction)
+    _identify(context, interaction, policy.keep_identifiers)
     session, opened = sessions.place(context, entry, late, policy)
     facts += opened
     if session is not None:
@@ -77,7 +78,7 @@ def apply(context: Context, interaction: Interaction, policy: Policy) -> Applied
     return Applied(tuple(facts), raw, previous, late)
 
 
-def _identify(context: Context, interaction: Interaction) -> None:
+def _identify(context: Context, interaction: Interaction, keep: int) -> None:
     known = context.identifiers
     for given in interaction.identifiers:
         for at, have in enumerate(known):
@@ -88,6 +89,8 @@ def _identify(context: Context, interaction: Interaction) -> None:
         else:
             since = interaction.entry.event_time_ms
             known.append(KnownIdentifier(given.type, given.value, given.level, since))
+    while len(known) > keep:  # every case has an id; of the weakest type the one known longest goes
+        known.remove(max(known, key=lambda have: (rank_of_type(have.type), -have.since_ms)))
 
 
 class _At(Struct, gc=False):

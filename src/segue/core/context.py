@@ -84,6 +84,7 @@ class Context(Struct, omit_defaults=True):
     """The highest event time seen for this customer: what lateness is measured against."""
     received_at_ms: int = 0
     identifiers: list[KnownIdentifier] = field(default_factory=list)
+    """In the order in which they became known, at most `Policy.keep_identifiers`."""
     current: Place | None = None
     sessions: list[Session] = field(default_factory=list)
     """Recent sessions in time order, at most `Policy.keep_sessions`; the last is the current one."""
@@ -111,6 +112,7 @@ class Policy(Struct, frozen=True):
     keep_closed_items: int = 50
     keep_openings: int = 200
     keep_ids: int = 512
+    keep_identifiers: int = 64
 
 
 encoder = msgspec.json.Encoder()

@@ -49,10 +49,15 @@ def is_junk(value: str) -> bool:
 
 def rank(identifier: Identifier) -> float:
     """Strength for choosing among identifiers; lower is stronger. A case or order number comes last."""
-    known = _RANK.get(identifier.type)
+    return rank_of_type(identifier.type)
+
+
+def rank_of_type(kind: str) -> float:
+    """`rank` of every identifier of one type."""
+    known = _RANK.get(kind)
     if known is not None:
         return known
-    return _WEAKEST if identifier.type in ("case_id", "order_id", "session_id") else _UNLISTED
+    return _WEAKEST if kind in ("case_id", "order_id", "session_id") else _UNLISTED
 
 
 def ref(identifier: Identifier) -> str:

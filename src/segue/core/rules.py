@@ -111,12 +111,18 @@ encoder = msgspec.json.Encoder()
 decoder = msgspec.json.Decoder(SignalState)
 
 
+_WORDS = ("item", "before", "after", "value", "minutes", "count", "waited")
+"""What a reason sentence may use; see `_words`."""
+
+
 class RuleBook:
     """All rules, indexed by the kind of fact."""
 
     keep = 20
 
     def __init__(self, rules: tuple[Rule, ...]) -> None:
+        """Raises ValueError for a rule that could not work."""
+        _check(rules)
         self.rules = rules
         self._by_fact: dict[str, list[tuple[Rule, Condition]]] = {}
         self._times = {rule.id: (duration_ms(rule.within), duration_ms(rule.cooldown)) for rule in rules}
@@ -135,13 +141,14 @@ class RuleBook:
 
     def matching(self, step: StepView) -> list[tuple[Rule, Fact]]:
         """The rules that some fact of this step counts for. Empty for nearly every step."""
-        return [
+        found = [
             (rule, fact)
             for fact in step.facts
             if fact.fact in self.facts
             for rule, condition in self._by_fact[fact.fact]
             if condition.holds(fact)
         ]
+        return found if len(found) < 2 else list(dict.fromkeys(found))  # two conditions, one fact: it counts once
 
     def apply(self, state: SignalState, step: StepView, found: list[tuple[Rule, Fact]]) -> list[Signal]:
         """Count the matches of one step into `state`, which is changed in place. Returns new signals."""
@@ -156,6 +163,7 @@ class RuleBook:
         matches.append(Match(at, step.entry.id))
         if rule.count > 1:
             state.matches[name] = matches[-rule.count :]
+            self._forget(state, at)
         fired = state.fired.get(name)
         if len(matches) < rule.count or (fired is not None and at - fired < cooldown):
             return None
@@ -164,16 +172,39 @@ class RuleBook:
             self._forget(state, at)
         state.matches.pop(name, None)
         signal = _signal(rule, step, fact, matches)
+        if any(signal.signal_id == known.signal_id for known in state.active):
+            return None  # another fact of the same event said so already
         state.active = [*state.active, signal][-self.keep :]
         return signal
 
     def _forget(self, state: SignalState, at: int) -> None:
-        """Drop cooldowns that have run out, so the document stays small."""
+        """Drop matches and cooldowns that have run out, so the document stays small."""
+        times = self._times
+        state.matches = {
+            name: found
+            for name, found in state.matches.items()
+            if at - max(match.at_ms for match in found) <= times.get(name.split("|", 1)[0], (-1, 0))[0]
+        }
         state.fired = {
             name: fired
             for name, fired in state.fired.items()
-            if at - fired < self._times.get(name.split("|", 1)[0], (0, 0))[1]
+            if at - fired < times.get(name.split("|", 1)[0], (0, 0))[1]
         }
+
+
+def _check(rules: tuple[Rule, ...]) -> None:
+    """Refuse at start what would fail, or never fire, at the first match."""
+    names = [rule.id for rule in rules]
+    for rule in rules:
+        if re.fullmatch(r"[a-z0-9-]+", rule.id) is None or names.count(rule.id) > 1:
+            raise ValueError(f"rule {rule.id!r}: an id is of a-z, 0-9 and hyphens, and no other rule has it")
+        if rule.count < 1 or (rule.count > 1 and duration_ms(rule.within) == 0):
+            raise ValueError(f"rule {rule.id!r}: a count above 1 needs a time in `within`, and none is below 1")
+        for sentence in (rule.reason.en, rule.reason.zh):
+            try:
+                sentence.format_map(dict.fromkeys(_WORDS, ""))
+            except (KeyError, IndexError, ValueError) as error:
+                raise ValueError(f"rule {rule.id!r}: {sentence!r} may use {{{'}, {'.join(_WORDS)}}}") from error
 
 
 def _signal(rule: Rule, step: StepView, fact: Fact, matches: list[Match]) -> Signal:

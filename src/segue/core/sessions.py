@@ -22,8 +22,9 @@ def place(context: Context, entry: Entry, late: bool, policy: Policy) -> tuple[S
     if last is not None and not late and last.last_event_at_ms <= at and _joins(last, at, policy):
         last.last_event_at_ms = at
         return _counted(last, entry), []
-    if late:
-        return _covering(sessions, entry), []
+    covering = _covering(sessions, entry)
+    if late or covering is not None:
+        return covering, []
     near = [s for s in sessions if _joins(s, at, policy)]
     if not near:
         return _opened(context, entry, policy)

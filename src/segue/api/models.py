@@ -1,0 +1,179 @@
+"""The shapes of the answers, for the OpenAPI description. Answers are written as JSON bytes, not through these.
+
+A test holds real answers against them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic.json_schema import models_json_schema
+
+_REF = "#/components/schemas/"
+
+
+class Answer(BaseModel):
+    """Every answer from the store says until when it is complete."""
+
+    as_of: AwareDatetime | None = Field(
+        description="All events received up to this moment are in the answer. Null until every processor has reported.",
+        examples=["2026-03-01T09:30:00.120Z"],
+    )
+    lag_ms: int | None = Field(description="How long ago `as_of` was, in milliseconds.", examples=[130])
+
+
+class ContextAnswer(Answer):
+    """A customer's context and latest signals."""
+
+    context: dict[str, Any] = Field(
+        description="The document of `schemas/context.schema.json` without its bookkeeping (`seen`, `openings`), "
+        "with two things added that depend on the present: `session_active`, and `age_ms` of each item that is "
+        "open or waiting. Fields at their default are left out. Times named `_ms` are ms since 1970 UTC.",
+    )
+    signals: list[dict[str, Any]] = Field(description="The customer's latest signals, oldest first, at most 20.")
+    signals_as_of: AwareDatetime | None = Field(
+        description="As `as_of`, for `signals`: they follow the context by some milliseconds."
+    )
+
+
+class TimelineAnswer(Answer):
+    """The latest interactions on all channels."""
+
+    customer_key: str
+    entries: list[dict[str, Any]] = Field(description="In event-time order, the latest last.")
+
+
+class SignalsAnswer(Answer):
+    """The latest signals of one customer."""
+
+    customer_key: str
+    signals: list[dict[str, Any]] = Field(description="Oldest first, at most 20.")
+
+
+class FieldError(BaseModel):
+    """One thing that was wrong, and how to mend it."""
+
+    field: str = Field(description="A JSONPath into the event, or the name of a parameter.", examples=["$.time"])
+    reason: str = Field(examples=["time_without_zone"])
+    detail: str = Field(examples=["a time needs its zone: add Z or an offset such as +08:00"])
+
+
+class ProblemAnswer(BaseModel):
+    """RFC 9457 problem details."""
+
+    type: str = Field(description="A page of this API that explains it.", examples=["/problems/invalid-event"])
+    title: str
+    status: int
+    detail: str
+    instance: str | None = Field(None, description="Names this occurrence; a fault is logged under it.")
+    reason: str = Field(description="A code that stays the same over versions.")
+    field: str | None = None
+    errors: list[FieldError] = []
+
+
+class RejectedEvent(BaseModel):
+    """An event of a batch that was not accepted."""
+
+    index: int = Field(description="Its place in the batch, from 0.")
+    id: str | None = None
+    problem: ProblemAnswer
+
+
+class AcceptedAnswer(BaseModel):
+    """What of a request was acknowledged by the log."""
+
+    accepted: int
+    ids: list[str] = Field(description="Ids of the accepted events, in the order sent.")
+    rejected: list[RejectedEvent] = []
+
+
+class ByReason(BaseModel):
+    total: int
+    by_reason: dict[str, int]
+
+
+class ByKind(BaseModel):
+    total: int
+    by_kind: dict[str, int]
+
+
+class ByRule(BaseModel):
+    total: int
+    by_rule: dict[str, int]
+
+
+class ByIdentifier(BaseModel):
+    total: int
+    by_identifier: dict[str, int] = Field(description="By the customer's strongest identifier type at the time.")
+
+
+class EventCounts(BaseModel):
+    total: int
+    by_channel: dict[str, int]
+    by_type: dict[str, int]
+    by_channel_and_type: dict[str, dict[str, int]]
+
+
+class ItemCounts(BaseModel):
+    opened: int
+    by_channel: dict[str, int] = Field(description="By the channel it was opened on.")
+    by_status: dict[str, int]
+    open: int = Field(description="Open or waiting now.")
+
+
+class ItemsWith(BaseModel):
+    """Items, each counted once."""
+
+    reopened: int
+    reassigned: int
+    sla_missed: int
+
+
+class Stats(Answer):
+    """Counts over all customers, ever."""
+
+    accepted: int
+    rejected: ByReason
+    duplicates: int
+    late: int
+    events: EventCounts
+    touchpoints: dict[str, dict[str, int]]
+    customers: int
+    customers_with_items: ByIdentifier
+    sessions: int = Field(description="Opened, less those that a late event joined to another.")
+    handoffs: ByKind
+    items: dict[str, ItemCounts] = Field(description="By kind of item.")
+    items_with: ItemsWith
+    contacts_repeated: int
+    facts: dict[str, int]
+    signals: ByRule
+
+
+class Ready(Answer):
+    model_config = ConfigDict(extra="forbid")
+
+    status: str = Field(examples=["ready"])
+    processors: dict[str, int] = Field(description="Each processor's lag in milliseconds.")
+
+
+_MODELS = (ContextAnswer, TimelineAnswer, SignalsAnswer, AcceptedAnswer, Stats, Ready, ProblemAnswer)
+
+
+def components() -> dict[str, Any]:
+    """The models as OpenAPI component schemas."""
+    _, found = models_json_schema([(model, "serialization") for model in _MODELS], ref_template=_REF + "{model}")
+    return dict(found["$defs"])
+
+
+def answers(model: type[BaseModel] | None, description: str, status: int = 200) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route: its own answer, and a problem for everything else."""
+    problem = {"application/problem+json": {"schema": {"$ref": _REF + ProblemAnswer.__name__}}}
+    found: dict[int | str, dict[str, Any]] = {
+        "4XX": {"description": "A problem of the request", "content": problem},
+        "503": {"description": "Something is away; see the header Retry-After", "content": problem},
+    }
+    if model is not None:
+        schema = {"application/json": {"schema": {"$ref": _REF + model.__name__}}}
+        found[status] = {"description": description, "content": schema}
+    return found

@@ -1,0 +1,164 @@
+"""What the store knows of one customer: by any identifier, once or as a stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from segue.api import answers
+from segue.api.models import ContextAnswer, SignalsAnswer, TimelineAnswer
+from segue.api.models import answers as described
+from segue.api.problems import Problem
+from segue.api.services import Services, services_of
+from segue.api.stream import Watch
+from segue.core.event import Rejected
+from segue.errors import StoreUnavailable
+from segue.store.reader import Freshness, View, identifier_of
+
+router = APIRouter(prefix="/v1/customers", tags=["customers"])
+
+COALESCE_S = 0.05
+"""The least time between two documents of one stream: nobody reads faster, and a burst becomes one event."""
+
+Identifier = Annotated[
+    str,
+    Path(
+        description="Any identifier of the customer as `type:value`, percent-encoded: `email:ana%40example.com`, "
+        "`phone:%2B442079460000`, `user_id:4711`, or `customer_key:` and the customer's own key.",
+        examples=["email:ana@example.com"],
+    ),
+]
+_PATH = "/{identifier:path}"
+
+
+async def customer(services: Services, identifier: str) -> tuple[str, View]:
+    """The customer key and the view of whoever has this identifier. Raises Problem, StoreUnavailable."""
+    kind, _, value = identifier.partition(":")
+    checked = identifier_of(kind, value, services.settings.phone_region)
+    if isinstance(checked, Rejected):
+        raise Problem.of(checked, "invalid-identifier")
+    run, queries = services.store.run, services.store.queries
+    key = await run(queries.find(checked))
+    if key is None:
+        raise _unknown(kind, await run(queries.freshness()))
+    view = await run(queries.view(key))
+    if view.context is None:
+        raise _unknown(kind, view.fresh)
+    return key, view
+
+
+def _unknown(kind: str, fresh: Freshness) -> Problem:
+    late = "not known how far behind the store is" if fresh.lag_ms is None else f"the store is {fresh.lag_ms} ms behind"
+    detail = f"No customer has this {kind}. An event that names it may not have been applied yet; {late}."
+    return Problem(
+        "unknown-customer",
+        detail,
+        headers=answers.fresh_headers(fresh),
+        identifier_type=kind,
+        **answers.fresh_members(fresh),
+    )
+
+
+Here = Annotated[Services, Depends(services_of)]
+
+
+@router.get(
+    _PATH + "/context",
+    summary="The customer's context",
+    responses=described(ContextAnswer, "The live context, over all channels"),
+)
+async def context(identifier: Identifier, services: Here) -> Response:
+    """What whoever serves the customer next needs to know: where they are, what is open, what was said."""
+    _, view = await customer(services, identifier)
+    return answers.answer(view.fresh, _context_body(services, view))
+
+
+@router.get(
+    _PATH + "/timeline",
+    summary="The customer's latest interactions",
+    responses=described(TimelineAnswer, "Interactions in event-time order, the latest last"),
+)
+async def timeline(
+    identifier: Identifier,
+    services: Here,
+    limit: Annotated[int, Query(ge=1, le=1000, description="How many, the latest. The store keeps 50.")] = 50,
+) -> Response:
+    _, view = await customer(services, identifier)
+    return answers.answer(view.fresh, answers.timeline_body(view, limit))
+
+
+@router.get(
+    _PATH + "/signals",
+    summary="The customer's latest signals",
+    responses=described(SignalsAnswer, "Signals with their reason and evidence"),
+)
+async def signals(identifier: Identifier, services: Here) -> Response:
+    key, view = await customer(services, identifier)
+    return answers.answer(view.signals_fresh, answers.signals_body(view, key))
+
+
+def _context_body(services: Services, view: View) -> bytes:
+    return answers.context_body(view, services.store.queries.now_ms(), services.settings.policy.session_gap_ms)
+
+
+async def _watch(identifier: Identifier, services: Here, response: Response) -> AsyncIterator[Watch]:
+    """A dependency, so that an unknown customer is a 404 and not an empty stream, and a watch always ends."""
+    key, view = await customer(services, identifier)
+    response.headers.update(answers.fresh_headers(view.fresh))
+    async with services.hub.watch(key) as watch:
+        with services.metrics.streams.track_inprogress():
+            yield watch
+
+
+@router.get(
+    _PATH + "/stream",
+    summary="The customer's context, live",
+    response_class=EventSourceResponse,
+    responses=described(None, ""),
+)
+async def stream(
+    request: Request,
+    services: Here,
+    watch: Annotated[Watch, Depends(_watch)],
+    last_event_id: Annotated[str | None, Header(description="The revision that the client has.")] = None,
+) -> AsyncIterator[ServerSentEvent]:
+    """Server-sent events. `context`: the answer of `/context`, at once and after each change, with the
+    revision as its id; a client that reconnects with the current revision gets nothing until the next
+    change. `signals`: the answer of `/signals`, when only they changed. Always the newest state: what
+    changed while a client was not reading comes as one event."""
+    told = _Told(last_event_id)
+    while not watch.closed:
+        try:
+            view = await services.store.run(services.store.queries.view(watch.customer_key))
+        except StoreUnavailable:  # the hub wakes us when it is back
+            view = None
+        event = None if view is None else told.news(services, watch.customer_key, view)
+        if event is not None:
+            yield event
+            await asyncio.sleep(COALESCE_S)
+        await watch.changed()
+
+
+class _Told:
+    """What one client has been told."""
+
+    def __init__(self, last_event_id: str | None) -> None:
+        self._revision = last_event_id
+        self._signals = b"[]"
+
+    def news(self, services: Services, customer_key: str, view: View) -> ServerSentEvent | None:
+        """The event to send now, if any. Signals follow the context, so they may change by themselves."""
+        if view.context is None:
+            return None
+        revision = str(answers.revision_of(view.context))
+        same_signals, self._signals = view.signals == self._signals, view.signals
+        if revision != self._revision:
+            self._revision = revision
+            return ServerSentEvent(event="context", id=revision, raw_data=_context_body(services, view).decode())
+        if same_signals:
+            return None
+        return ServerSentEvent(event="signals", raw_data=answers.signals_body(view, customer_key).decode())

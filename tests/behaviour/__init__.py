@@ -1,0 +1,1 @@
+"""Behaviour suites that run on every adapter of a port."""

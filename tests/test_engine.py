@@ -1,0 +1,237 @@
+"""The order of effects: whatever fails in between, state and log end as if nothing had failed.
+
+The oracle is a plain count of what was sent; it shares no code with the engine or the core.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import orjson
+import pytest
+import redis
+
+from segue.core.context import Policy
+from segue.core.interaction import Entry, Interaction
+from segue.core.event import Identifier
+from segue.engine import Engine
+from segue.errors import StoreUnavailable
+from segue.log.port import Output
+from segue.log.sqlite import SqliteLog
+from segue.store.keys import Layout
+from segue.store.shards import Fence, ShardStore, Write
+from segue.topics import INTERACTIONS, JOURNEY_STEPS, all_topics
+from streams.context import ContextProcessor
+
+PARTITIONS = 3
+LAYOUT = Layout(PARTITIONS)
+
+
+class Crash(BaseException):
+    """The process dies here: nothing after it runs, nothing catches it."""
+
+
+class Faulty(ShardStore):
+    """A store on which the nth write goes wrong in a chosen way."""
+
+    def __init__(self, client: redis.Redis, fault: Callable[[], None] | None = None, at: int = 0) -> None:
+        super().__init__(client, LAYOUT, "context", "ctx")
+        self._fault, self._at, self.writes = fault, at, 0
+
+    def write(self, writes: list[Write]) -> list[str]:
+        self.writes += 1
+        if self._fault is not None and self.writes == self._at:
+            self._fault()
+        return super().write(writes)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> SqliteLog:
+    log = SqliteLog(tmp_path / "log.sqlite")
+    log.create_topics(all_topics(PARTITIONS, 1))
+    return log
+
+
+def interactions(count: int, customers: int = 20, first: int = 0) -> list[Output]:
+    outputs = []
+    for n in range(first, first + count):
+        key = f"customer-{n % customers}"
+        entry = Entry(f"e{n}", "page.viewed", ("web", "app")[n // customers % 2], 1_000_000 + n * 1000, 2_000_000 + n)
+        record = Interaction(key, entry, (Identifier("user_id", key),))
+        outputs.append(Output(INTERACTIONS, key.encode(), msgspec.json.encode(record)))
+    return outputs
+
+
+def run(log: SqliteLog, store: ShardStore, *, instance: str = "one", batch: int = 40, turns: int = 1000) -> Engine:
+    """Run an engine until it has been idle for a dozen looks."""
+    rounds = iter(range(turns))
+    idle = Counter[str]()
+
+    def stop() -> bool:
+        applied = str(engine.meter.counts)
+        idle[applied] += 1
+        return idle[applied] > 12 or next(rounds, None) is None
+
+    engine = Engine(ContextProcessor(store, Policy()), log, store, instance, stop, batch)
+    engine.run()
+    return engine
+
+
+def steps(log: SqliteLog) -> Counter[tuple[str, int]]:
+    found = [orjson.loads(record.value() or b"") for record in log.read(JOURNEY_STEPS)]
+    return Counter((step["customer_key"], step["revision"]) for step in found)
+
+
+def documents(client: redis.Redis) -> dict[str, bytes]:
+    keys: Any = client.keys("*:ctx:*")
+    return {key.decode(): client.get(key) for key in keys}  # type: ignore[misc]
+
+
+def assert_exactly_once(log: SqliteLog, client: redis.Redis, sent: int, customers: int = 20) -> None:
+    each = sent // customers
+    stored = [orjson.loads(raw) for raw in documents(client).values()]
+    assert {doc["customer_key"]: sum(doc["channels"].values()) for doc in stored} == {
+        f"customer-{n}": each for n in range(customers)
+    }
+    assert steps(log) == Counter({(f"customer-{c}", r): 1 for c in range(customers) for r in range(1, each + 1)})
+    counted = Counter[str]()
+    for shard in range(PARTITIONS):
+        raw: Any = client.get(LAYOUT.stats(str(shard), "context"))
+        counted.update(orjson.loads(raw or b"{}"))
+    assert counted["events|web|page.viewed"] + counted["events|app|page.viewed"] == sent
+
+
+def test_every_interaction_is_applied_once_and_gives_one_step(log: SqliteLog, redis_client: redis.Redis) -> None:
+    log.append(interactions(400))
+    run(log, Faulty(redis_client))
+    assert_exactly_once(log, redis_client, 400)
+
+
+def crash() -> None:
+    raise Crash
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_a_crash_between_commit_and_write_is_replayed_without_emitting_twice(
+    log: SqliteLog, redis_client: redis.Redis, at: int
+) -> None:
+    log.append(interactions(400))
+    with pytest.raises(Crash):
+        run(log, Faulty(redis_client, crash, at))
+    engine = run(log, Faulty(redis_client))
+    assert engine.meter.counts["replayed"] > 0
+    assert_exactly_once(log, redis_client, 400)
+
+
+def test_a_write_with_unknown_outcome_is_settled_by_the_fence(log: SqliteLog, redis_client: redis.Redis) -> None:
+    class Cut(Faulty):
+        """The connection breaks after the server has executed the write."""
+
+        def write(self, writes: list[Write]) -> list[str]:
+            surprised = super().write(writes)
+            if self.writes == 2:
+                raise StoreUnavailable("the reply never came")
+            return surprised
+
+    log.append(interactions(400))
+    engine = run(log, Cut(redis_client))
+    assert engine.meter.counts["outages"] == 1
+    assert_exactly_once(log, redis_client, 400)
+
+
+def test_an_emptied_redis_is_rebuilt_byte_for_byte(log: SqliteLog, redis_client: redis.Redis) -> None:
+    log.append(interactions(400))
+    run(log, Faulty(redis_client))
+    before = documents(redis_client)
+    redis_client.flushdb()
+    run(log, Faulty(redis_client))
+    assert documents(redis_client) == before
+    assert_exactly_once(log, redis_client, 400)
+
+
+def test_a_redis_that_went_back_in_time_while_we_run_is_noticed(log: SqliteLog, redis_client: redis.Redis) -> None:
+    """A failover that lost acknowledged writes: documents and fence are older than what we wrote."""
+    log.append(interactions(200))
+    run(log, Faulty(redis_client))
+    old: dict[bytes, Any] = {key: redis_client.dump(key) for key in redis_client.keys("*")}  # type: ignore[union-attr]
+
+    def fail_over() -> None:
+        redis_client.flushdb()
+        for key, value in old.items():
+            redis_client.restore(key, 0, value)
+
+    log.append(interactions(200, first=200))
+    engine = run(log, Faulty(redis_client, fail_over, 3))
+    assert engine.meter.counts["fence_surprises"] > 0
+    assert_exactly_once(log, redis_client, 400)
+
+
+def test_an_owner_that_was_replaced_writes_nothing(log: SqliteLog, redis_client: redis.Redis) -> None:
+    """A pause between commit and write, long enough for another owner to take over and go on."""
+    left_by_the_other: dict[str, bytes] = {}
+
+    class Paused(Faulty):
+        def write(self, writes: list[Write]) -> list[str]:
+            if self.writes != 1:
+                return super().write(writes)
+            with log._file.transaction():  # what the group does with a member that is silent for too long
+                log._file.db.execute("DELETE FROM leases")
+                log._file.db.execute("DELETE FROM members")
+            run(log, Faulty(redis_client), instance="two")
+            left_by_the_other.update(documents(redis_client))
+            refused = super().write(writes)
+            assert refused == [write.shard for write in writes]
+            assert documents(redis_client) == left_by_the_other
+            return refused
+
+    log.append(interactions(400))
+    run(log, Paused(redis_client))
+    assert left_by_the_other
+    assert_exactly_once(log, redis_client, 400)
+
+
+def test_a_topic_made_anew_does_not_hide_its_records_behind_old_offsets(
+    log: SqliteLog, redis_client: redis.Redis
+) -> None:
+    log.append(interactions(200))
+    run(log, Faulty(redis_client))
+    with log._file.transaction():
+        db, at = log._file.db, log._file.topic(INTERACTIONS)[0]
+        for table in ("records", "heads", "offsets"):
+            db.execute(f"DELETE FROM {table} WHERE topic = ?", (at,))
+        db.execute("UPDATE topics SET topic_id = 'another' WHERE id = ?", (at,))
+    log.append(interactions(200, first=200))
+    run(log, Faulty(redis_client))
+    assert_exactly_once(log, redis_client, 400)
+
+
+def test_a_duplicate_from_a_retrying_client_changes_nothing(log: SqliteLog, redis_client: redis.Redis) -> None:
+    sent = interactions(200)
+    log.append(sent + sent[:100])
+    run(log, Faulty(redis_client))
+    assert_exactly_once(log, redis_client, 200)
+
+
+def test_what_is_no_interaction_becomes_a_dead_letter_and_the_next_record_is_processed(
+    log: SqliteLog, redis_client: redis.Redis
+) -> None:
+    log.append([Output(INTERACTIONS, b"customer-0", b'{"cut'), *interactions(200)])
+    run(log, Faulty(redis_client))
+    assert_exactly_once(log, redis_client, 200)
+    dead = [record for record in log.read("segue.dead-letters")]
+    assert [record.value() for record in dead] == [b'{"cut']
+    assert dict(dead[0].headers() or ())["segue.err.code"] == b"not_an_interaction"
+
+
+def test_the_fence_says_how_far_the_state_is(log: SqliteLog, redis_client: redis.Redis) -> None:
+    log.append(interactions(300))
+    run(log, Faulty(redis_client))
+    reached = 0
+    for shard in range(PARTITIONS):
+        raw: Any = redis_client.get(LAYOUT.fence(str(shard), "context"))
+        reached += msgspec.json.decode(raw, type=Fence).next_offset
+    assert reached == 300

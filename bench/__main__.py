@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.load import events
-from bench.stack import environment, fresh, worker
+from bench.stack import fresh, worker
 from segue import metrics, runtime
 from segue.settings import Settings
 from segue.store.keys import METRICS
+from tests.support.processes import environment
 
 console = Console(width=100)
 

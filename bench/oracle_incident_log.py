@@ -16,6 +16,7 @@ import sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import cache
 from pathlib import Path
 
 CHANNEL = {"Phone": "voice", "Self service": "web", "Email": "email", "IVR": "ivr", "Direct opening": "in_person"}
@@ -67,6 +68,7 @@ def read(path: Path, cases: int | None = None) -> list[Row]:
     return [row for row in rows if row["number"] in kept]
 
 
+@cache
 def when(text: str) -> datetime:
     """`29/2/2016 01:23`, day first."""
     date, clock = text.split(" ")

@@ -16,6 +16,7 @@ from segue import runtime
 from segue.embedded.valkey import EmbeddedValkey
 from segue.settings import Settings
 from tests.support.kafka_broker import KafkaBroker
+from tests.support.processes import environment
 
 SERVER_JVM = ("-Xms768m", "-Xmx768m", "-XX:+UseSerialGC")
 """The broker with its optimising compiler on, as in production."""
@@ -35,12 +36,6 @@ def fresh(stack: str, **more: object) -> Iterator[Settings]:
         settings = Settings(data_dir=directory, redis=valkey.url, kafka=kafka, **more)  # type: ignore[arg-type]
         runtime.open_log(settings).create_topics(runtime.all_topics(settings))
         yield settings
-
-
-def environment(settings: Settings) -> dict[str, str]:
-    """The settings as environment variables for a child process."""
-    values = settings.model_dump(mode="json", exclude_none=True, exclude={"kafka_options"})
-    return os.environ | {f"SEGUE_{name.upper()}": str(value) for name, value in values.items()}
 
 
 def worker(settings: Settings, what: str, count: int) -> dict[str, float]:

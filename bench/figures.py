@@ -68,13 +68,22 @@ def running(kind: str) -> Iterator[tuple[Settings, Stack]]:
                 yield settings, stack
         finally:
             if named is not None:
-                for deleted in AdminClient({"bootstrap.servers": named}).delete_topics(_topics(named)).values():
-                    deleted.result(30)
+                _delete_topics(named)
 
 
 def _topics(bootstrap: str) -> list[str]:
     found = AdminClient({"bootstrap.servers": bootstrap}).list_topics(timeout=10).topics
     return [name for name in found if name.startswith("segue.")]
+
+
+def _delete_topics(bootstrap: str) -> None:
+    """Leave somebody else's broker as it was found. Returns when the broker names them no more."""
+    admin = AdminClient({"bootstrap.servers": bootstrap})
+    for deleted in admin.delete_topics(_topics(bootstrap)).values():
+        deleted.result(30)
+    until = time.monotonic() + PATIENCE_S
+    while _topics(bootstrap) and time.monotonic() < until:
+        time.sleep(0.2)
 
 
 def client_of(settings: Settings, deliveries: run.Deliveries) -> Client:

@@ -16,6 +16,7 @@ import orjson
 from segue import runtime
 from segue.core.event import Event
 from segue.core.interaction import Interaction, StepView
+from segue.metrics import Meter
 from segue.settings import Settings, load
 from segue.topics import EVENT_TOPICS, INTERACTIONS, JOURNEY_STEPS
 
@@ -70,8 +71,8 @@ def bare(name: str, count: int, settings: Settings) -> dict[str, float]:
 
 def processor(name: str, count: int, settings: Settings) -> dict[str, float]:
     watch = Watch(count)
-    engine = runtime.build_engine(name, settings, lambda: watch.done(engine.meter.counts["applied"]))
-    engine.run()
+    meters: list[Meter] = []
+    runtime.run(name, settings, lambda: bool(meters) and watch.done(meters[0].counts["applied"]), meters.append)
     return watch.result()
 
 

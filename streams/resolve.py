@@ -27,7 +27,7 @@ from segue.topics import EVENT_TOPICS, EVENTS, IDENTITY, INTERACTIONS
 _encode = msgspec.json.Encoder().encode
 
 
-class Arrival(Struct):
+class Arrival(Struct, gc=False):
     """An event that passed the checks, with its usable identifiers."""
 
     event: Event

@@ -16,8 +16,8 @@ import pytest
 import redis
 
 from segue.core.context import Policy
-from segue.core.interaction import Entry, Interaction
 from segue.core.event import Identifier
+from segue.core.interaction import Entry, Interaction
 from segue.engine import Engine
 from segue.errors import StoreUnavailable
 from segue.log.port import Output
@@ -222,7 +222,7 @@ def test_what_is_no_interaction_becomes_a_dead_letter_and_the_next_record_is_pro
     log.append([Output(INTERACTIONS, b"customer-0", b'{"cut'), *interactions(200)])
     run(log, Faulty(redis_client))
     assert_exactly_once(log, redis_client, 200)
-    dead = [record for record in log.read("segue.dead-letters")]
+    dead = list(log.read("segue.dead-letters"))
     assert [record.value() for record in dead] == [b'{"cut']
     assert dict(dead[0].headers() or ())["segue.err.code"] == b"not_an_interaction"
 

@@ -15,30 +15,40 @@ from email_validator import EmailNotValidError, validate_email
 from segue.core.event import Identifier
 from segue.core.identity import is_junk, rank
 
+_LEVELS: dict[str, int] = {"inferred": 0, "claimed": 1, "verified": 2}
 _FOLDED = frozenset({"loyalty_id", "social_handle"})
 
 
 def normalise(identifiers: tuple[Identifier, ...], region: str | None) -> tuple[Identifier, ...]:
-    """Return the usable identifiers, normalised, strongest first, without doubles; junk is left out."""
-    if len(identifiers) == 1:
-        only = _one(identifiers[0], region)
-        return () if only is None else (only,)
-    good = {i for given in identifiers if (i := _one(given, region)) is not None}
-    return tuple(sorted(good, key=lambda i: (rank(i), i.type, i.value)))
+    """Return the usable identifiers, normalised, strongest first; junk is left out.
+
+    One that is given twice counts once, at its higher level.
+    """
+    good: dict[tuple[str, str], Identifier] = {}
+    for given in identifiers:
+        value = _value(given.type, given.value, region)
+        if value is None:
+            continue
+        name = (given.type, value)
+        have = good.get(name)
+        if have is None or _LEVELS[given.level] > _LEVELS[have.level]:
+            good[name] = given if value == given.value else Identifier(given.type, value, given.level)
+    if len(good) == 1:
+        return tuple(good.values())
+    return tuple(sorted(good.values(), key=lambda i: (rank(i), i.type, i.value)))
 
 
-@lru_cache(maxsize=100_000)
-def _one(identifier: Identifier, region: str | None) -> Identifier | None:
-    value = identifier.value.strip()
+@lru_cache(maxsize=200_000)
+def _value(kind: str, given: str, region: str | None) -> str | None:
+    """The value in one spelling; None when it names nobody."""
+    value = given.strip()
     if is_junk(value):
         return None
-    if identifier.type == "email":
-        value = email(value) or ""
-    elif identifier.type == "phone":
-        value = phone(value, region) or ""
-    elif identifier.type in _FOLDED:
-        value = value.casefold()
-    return Identifier(identifier.type, value, identifier.level) if value else None
+    if kind == "email":
+        return email(value)
+    if kind == "phone":
+        return phone(value, region)
+    return value.casefold() if kind in _FOLDED else value
 
 
 def email(value: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 import time
@@ -19,6 +20,7 @@ from segue.core.rules import RuleBook
 from segue.engine import Engine, Processor
 from segue.errors import LogUnavailable, SettingsError, StoreUnavailable
 from segue.log.port import Log
+from segue.metrics import Meter
 from segue.settings import Settings
 from segue.store.connect import check, connect, layout
 from segue.store.identity import IdentityIndex
@@ -138,6 +140,14 @@ def build_engine(name: str, settings: Settings, stop: Callable[[], bool]) -> Eng
     return Engine(processor, source, store, instance, stop, settings.batch_records, settings.cache_documents)
 
 
-def run(name: str, settings: Settings, stop: Callable[[], bool]) -> None:
-    """Run one processor until `stop()`."""
-    build_engine(name, settings, stop).run()
+def run(
+    name: str, settings: Settings, stop: Callable[[], bool], watch: Callable[[Meter], None] = lambda _: None
+) -> None:
+    """Run one processor until `stop()`. `watch` is given its counters, before it starts."""
+    engine = build_engine(name, settings, stop)
+    watch(engine.meter)
+    # The cache holds many objects and no cycles: what the collector would look through again and again.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 1000)
+    engine.run()

@@ -16,7 +16,9 @@ AGENT, BOT, SYSTEM = Actor("agent", "a-1"), Actor("bot"), Actor("system")
 
 def entry(event_id: str, at: int, channel: str = "web", **more: Any) -> Entry:
     """An entry `at` ms after T0, received as it happened."""
-    return Entry(id=event_id, type="page.viewed", channel=channel, event_time_ms=T0 + at, received_at_ms=T0 + at, **more)
+    return Entry(
+        id=event_id, type="page.viewed", channel=channel, event_time_ms=T0 + at, received_at_ms=T0 + at, **more
+    )
 
 
 def case(ref: str = "7", status: str | None = "open", **more: Any) -> ItemChange:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segue.core import ids
@@ -33,6 +33,7 @@ def test_a_negative_hash_loses_its_sign_bit_as_in_kafka() -> None:
     assert partition_of(b"21", 12) == (-973932308 & 0x7FFFFFFF) % 12
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=40), st.integers(1, 1024))
 def test_every_key_has_a_partition_among_those_there_are(key: bytes, partitions: int) -> None:
     assert 0 <= partition_of(key, partitions) < partitions
@@ -47,11 +48,13 @@ def test_the_namespaces_differ() -> None:
     assert len({ids.derive(n, "x") for n in (ids.CUSTOMER, ids.SESSION, ids.HANDOFF, ids.SIGNAL)}) == 4
 
 
+@settings(deadline=None)
 @given(WORDS)
 def test_a_derived_id_is_the_uuid5_of_the_standard_library(name: str) -> None:
     assert ids.derive(ids.SIGNAL, name) == str(uuid.uuid5(uuid.UUID(bytes=ids.SIGNAL), name))
 
 
+@settings(deadline=None)
 @given(WORDS)
 def test_a_fingerprint_has_the_width_of_the_window(event_id: str) -> None:
     assert len(ids.fingerprint(event_id)) == ids.SEEN_WIDTH

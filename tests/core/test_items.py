@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segue.core.apply import Applied
@@ -217,6 +217,7 @@ def test_an_item_that_another_customer_began_is_joined_and_counts_as_nobodys_rep
     assert not {"item.opened", "contact.repeated"} & set(kinds(outcome))
 
 
+@settings(deadline=None)
 @given(st.permutations([0, RECONTACT + 1, 9 * DAY, 2 * RECONTACT, 2 * RECONTACT]))
 def test_which_items_are_repetitions_does_not_depend_on_the_order_of_arrival(opened: list[int]) -> None:
     customer = Customer()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 
-import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segue.core.apply import Applied
@@ -214,6 +214,7 @@ def shuffled_within_grace(draw: st.DrawFn) -> tuple[list[int], list[int]]:
     return times, [time for time, _ in arrival]
 
 
+@settings(deadline=None)
 @given(shuffled_within_grace())
 def test_any_order_of_arrival_within_the_grace_gives_the_boundaries_of_the_right_order(
     case: tuple[list[int], list[int]],
@@ -230,13 +231,16 @@ def test_any_order_of_arrival_within_the_grace_gives_the_boundaries_of_the_right
 
 
 # Coarse times, and a maximum of a few gaps: so that many events lie between sessions that must stay apart.
-@given(st.lists(st.integers(0, 24).map(lambda n: n * GAP // 3), max_size=12), st.integers(3, 9).map(lambda n: n * GAP // 3))
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(0, 24).map(lambda n: n * GAP // 3), max_size=12), st.integers(3, 9).map(lambda n: n * GAP // 3)
+)
 def test_sessions_stand_in_order_never_overlap_and_never_outgrow_the_maximum(times: list[int], longest: int) -> None:
     customer = patient(session_max_ms=longest, keep_sessions=1000)
     for at in times:
         customer.does(at)
         spans = customer.spans
         assert all(end - start <= longest for start, end, _ in spans)
-        assert all(before[1] < after[0] for before, after in zip(spans, spans[1:], strict=False))
+        assert all(before[1] < after[0] for before, after in pairwise(spans))
     if times:
         assert sum(events for *_, events in customer.spans) == len(times)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segue.core import window
@@ -43,6 +43,7 @@ def test_a_mark_is_found_behind_a_place_where_it_appears_across_a_border() -> No
     assert window.contains(seen, across)
 
 
+@settings(deadline=None)
 @given(st.lists(MARKS, max_size=12), MARKS, st.integers(1, 8))
 def test_it_is_a_set_of_the_last_marks(marks: list[str], asked: str, keep: int) -> None:
     seen = ""

@@ -17,7 +17,7 @@ OLDEST_JAVA = 17  # Kafka 4 brokers need it
 _DOWNLOAD_TIMEOUT_S = 900.0
 
 
-class KafkaUnavailable(Exception):  # noqa: N818 - expected on many machines, so not an "Error"
+class KafkaUnavailable(Exception):
     """This machine cannot run the broker; ``reason`` says what is missing."""
 
     def __init__(self, reason: str) -> None:

@@ -31,7 +31,7 @@ class Missing:
     reason: str
 
 
-class ServiceDoesNotAnswer(RuntimeError):  # noqa: N818 - reads as the sentence it is
+class ServiceDoesNotAnswer(RuntimeError):
     """A service that the environment names, or one just started, is not to be reached."""
 
 

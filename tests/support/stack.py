@@ -14,15 +14,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import httpx
 import msgspec
 import redis
 
+from segue.api.app import build_server, listen
 from segue.embedded.valkey import EmbeddedValkey
 from segue.engine import Engine
 from segue.errors import SegueError
 from segue.log.port import Output
 from segue.log.sqlite import SqliteLog
-from segue.runtime import PROCESSORS, build_engine
+from segue.runtime import PROCESSORS, all_topics, build_engine
 from segue.settings import Settings
 from segue.store.connect import layout
 from segue.store.shards import Fence
@@ -64,6 +66,7 @@ class EmbeddedStack:
 
     def __init__(self, directory: Path, **overrides: Any) -> None:
         self.valkey = EmbeddedValkey(directory / "valkey").start()
+        (directory / "valkey.url").write_text(self.valkey.url)  # as `segue up` does
         defaults: dict[str, Any] = {
             "data_dir": directory,
             "redis": self.valkey.url,
@@ -72,6 +75,8 @@ class EmbeddedStack:
             "api_port": 0,
         }
         self.settings = Settings(**defaults | overrides)
+        with closing(SqliteLog(directory / "log.sqlite")) as log:  # so that `append` works from the first moment
+            log.create_topics(all_topics(self.settings))
         self._runners: dict[str, _Runner] = {}
         for name in PROCESSORS:
             self.start(name)
@@ -139,6 +144,37 @@ class EmbeddedStack:
 
 def _shard(processor: str, topic: str, partition: int) -> str:
     return f"{topic.removeprefix(EVENTS)}.{partition}" if processor == "resolve" else str(partition)
+
+
+class ApiServer:
+    """The HTTP API on a port of its own, in a thread."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._socket = listen(settings)
+        self.server = build_server(settings)
+        self.url = "http://{}:{}".format(*self._socket.getsockname()[:2])
+        self._thread = threading.Thread(
+            target=self.server.run, kwargs={"sockets": [self._socket]}, name="api", daemon=True
+        )
+        self._thread.start()
+        eventually(lambda: self.server.started, what="the API's start")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.close()
+
+    def ready(self) -> Self:
+        """Wait until it says so itself."""
+        eventually(lambda: httpx.get(f"{self.url}/readyz").status_code == 200, 20, what="readiness")
+        return self
+
+    def close(self) -> None:
+        self.server.should_exit = True
+        self._thread.join(20)
+        assert not self._thread.is_alive(), "the API does not stop"
+        self._socket.close()
 
 
 def eventually(true: Callable[[], object], timeout_s: float = 10, what: str = "it") -> None:

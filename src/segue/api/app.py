@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -123,4 +124,13 @@ def listen(settings: Settings) -> socket.socket:
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; then end within three seconds."""
     with listen(settings) as sock:
-        build_server(settings).run(sockets=[sock])
+        server = build_server(settings)
+
+        def stop(*_: object) -> None:
+            server.should_exit = True
+
+        # uvicorn takes the signals while it runs and raises them once more at its end, for whoever had them
+        # before; without these, an orderly stop would end as a death by signal.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+        server.run(sockets=[sock])

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
-from typing import TypeVar
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
 
 import redis.asyncio
 from redis.asyncio.retry import Retry
@@ -27,7 +27,7 @@ from segue.routing import in_order
 from segue.runtime import open_log, redis_url
 from segue.settings import Settings
 from segue.store.connect import reachable
-from segue.store.reader import Queries, Query
+from segue.store.reader import Commands, Queries, Query
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ READ_S = 2.0
 """How long Redis may take to answer. Who serves a customer sooner has use for "not now" than for a wait."""
 APPEND_S = 5.0
 """How long the log may take to acknowledge."""
-_CONNECTIONS = 64
+_READERS = 64
 _WRITERS = 32
 _CLOSE_S = 0.5
 
@@ -48,6 +48,7 @@ class StoreDoor:
         self._url: str | None = None
         self._client: redis.asyncio.Redis | None = None
         self._look_again = True
+        self._turns = asyncio.Semaphore(_READERS)
         self.queries = Queries()
 
     async def run(self, query: Query[T]) -> T:
@@ -56,14 +57,26 @@ class StoreDoor:
         try:
             commands = next(query)
             while True:
-                async with self.reachable(), client.pipeline(transaction=False) as pipe:
-                    for command in commands:
-                        pipe.execute_command(*command)
-                    replies = await pipe.execute()
+                await self._turn()
+                try:
+                    with self.reachable():
+                        replies = await _replies(client, commands)
+                finally:
+                    self._turns.release()
                 commands = query.send(replies)
         except StopIteration as done:
             answer: T = done.value
             return answer
+
+    async def _turn(self) -> None:
+        """Of very many readers at once, make the last wait rather than open ever more connections."""
+        if not self._turns.locked():
+            await self._turns.acquire()
+            return
+        try:
+            await asyncio.wait_for(self._turns.acquire(), READ_S)
+        except TimeoutError:
+            raise StoreUnavailable("the store does not keep up with the reads") from None
 
     async def client(self) -> redis.asyncio.Redis:
         """The client, for what is no query. Raises StoreUnavailable when no address is known."""
@@ -78,8 +91,8 @@ class StoreDoor:
             self._look_again = False
         return self._client
 
-    @asynccontextmanager
-    async def reachable(self) -> AsyncIterator[None]:
+    @contextmanager
+    def reachable(self) -> Iterator[None]:
         """Turn the client's errors into StoreUnavailable, and look for the store anew after one."""
         try:
             with reachable():
@@ -94,18 +107,24 @@ class StoreDoor:
             self._client = None
 
 
+async def _replies(client: redis.asyncio.Redis, commands: Commands) -> list[Any]:
+    """One round trip. A command alone goes without a pipeline, which costs as much again."""
+    if len(commands) == 1:
+        return [await client.execute_command(*commands[0])]  # type: ignore[no-untyped-call]
+    async with client.pipeline(transaction=False) as pipe:
+        for command in commands:
+            pipe.execute_command(*command)
+        return await pipe.execute()
+
+
 def _client(url: str) -> redis.asyncio.Redis:
-    # The pool makes the 65th reader wait its turn rather than opening ever more connections.
-    pool = redis.asyncio.BlockingConnectionPool.from_url(
+    return redis.asyncio.Redis.from_url(
         url,
-        max_connections=_CONNECTIONS,
-        timeout=READ_S,
         retry=Retry(NoBackoff(), 0),
         socket_timeout=READ_S,
         socket_connect_timeout=READ_S,
         protocol=2,
     )
-    return redis.asyncio.Redis.from_pool(pool)
 
 
 class LogDoor:

@@ -11,6 +11,7 @@ import traceback
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from segue.api.problems import Problem, occurrence
@@ -37,6 +38,8 @@ class ApiMetrics:
             buckets=_BOUNDS_S,
             registry=self.registry,
         )
+        self.children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        """What `labels` gave for a method, route and status: looking that up costs more than counting."""
         self.streams = Gauge("segue_api_streams", "Open event streams.", registry=self.registry)
         self.store_up = Gauge("segue_api_store_up", "Whether the store answered last.", registry=self.registry)
 
@@ -63,6 +66,8 @@ class Edge:
 
         try:
             await self._app(scope, receive, answer)
+        except ClientDisconnect:  # nobody is there to be answered
+            return
         except Exception as error:
             response = self._fault(scope, error)
             if started:  # the answer is broken off; the server closes the connection
@@ -72,8 +77,14 @@ class Edge:
     def _count(self, scope: Scope, status: int, took_s: float) -> None:
         route = _template(scope)
         method = scope["method"] if scope["method"] in _METHODS else "(other)"
-        self._metrics.requests.labels(method, route, str(status)).inc()
-        self._metrics.latency.labels(method, route).observe(took_s)
+        found = self._metrics.children.get((method, route, status))
+        if found is None:
+            found = self._metrics.children[method, route, status] = (
+                self._metrics.requests.labels(method, route, str(status)),
+                self._metrics.latency.labels(method, route),
+            )
+        found[0].inc()
+        found[1].observe(took_s)
 
     def _fault(self, scope: Scope, error: Exception) -> ASGIApp:
         instance = occurrence()

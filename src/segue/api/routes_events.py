@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 import orjson
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from msgspec import Raw, Struct
 
 from segue.api.models import AcceptedAnswer, answers
@@ -61,7 +61,7 @@ _id = msgspec.json.Decoder(_Id).decode
     responses=answers(AcceptedAnswer, "The log has acknowledged the accepted events", 202),
     openapi_extra={"requestBody": {"required": True, "content": {EVENT: _ONE, BATCH: _MANY, JSON: _ONE}}},
 )
-async def send(request: Request, services: Annotated[Services, Depends(services_of)]) -> Response:
+async def send(request: Request) -> Response:
     """One CloudEvent, or up to 500 of them (4 MB) as a JSON array.
 
     Events are checked one by one: of a batch, the valid ones are accepted and the others come back with
@@ -71,7 +71,7 @@ async def send(request: Request, services: Annotated[Services, Depends(services_
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media not in (EVENT, BATCH, JSON):
         raise Problem("unsupported-media-type", KINDS["unsupported-media-type"].remedy, field="content-type")
-    body = await _body(request)
+    body, services = await _body(request), services_of(request)
     if media == BATCH or (media == JSON and body.lstrip()[:1] == b"["):
         return await _batch(services, body)
     return await _single(services, body)

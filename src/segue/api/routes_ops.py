@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import orjson
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from segue.api.answers import answer, fresh_members
 from segue.api.models import Ready, Stats, answers
 from segue.api.problems import KINDS, Problem
-from segue.api.services import Services, services_of
+from segue.api.services import services_of
 from segue.errors import StoreUnavailable
 from segue.metrics import Collector
 from segue.store.reader import PROCESSORS
@@ -21,11 +19,10 @@ router = APIRouter(tags=["operation"])
 READY_MS = 10_000
 """A processor further behind than this does not serve anybody well."""
 
-Here = Annotated[Services, Depends(services_of)]
-
 
 @router.get("/v1/stats", summary="Counts over all customers", responses=answers(Stats, "All counters"))
-async def stats(services: Here) -> Response:
+async def stats(request: Request) -> Response:
+    services = services_of(request)
     run, queries = services.store.run, services.store.queries
     fresh = await run(queries.freshness(*PROCESSORS))
     return answer(fresh, orjson.dumps({**fresh_members(fresh), **(await run(queries.stats()))}))
@@ -38,10 +35,12 @@ async def healthz() -> dict[str, str]:
 
 
 @router.get("/readyz", summary="Whether answers are complete and recent", responses=answers(Ready, "All is there"))
-async def readyz(services: Here) -> Response:
+async def readyz(request: Request) -> Response:
     """Ready: the store answers, and resolve, context and signals are all less than ten seconds behind."""
+    services = services_of(request)
     run, queries = services.store.run, services.store.queries
     try:
+        await run(queries.ping())
         fresh = await run(queries.freshness(*PROCESSORS))
         lags = {processor: (await run(queries.freshness(processor))).lag_ms for processor in PROCESSORS}
     except StoreUnavailable as error:
@@ -62,9 +61,9 @@ def _not_ready(missing: dict[str, str]) -> Problem:
 
 
 @router.get("/metrics", summary="Prometheus metrics of the whole deployment", response_class=Response)
-async def metrics(services: Here) -> Response:
+async def metrics(request: Request) -> Response:
     """The processors' snapshots and this API's own counts. Without the store, the latter alone."""
-    text = b""
+    services, text = services_of(request), b""
     up = services.metrics.store_up
     try:
         processors = CollectorRegistry()

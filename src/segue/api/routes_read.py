@@ -43,8 +43,11 @@ async def customer(services: Services, identifier: str) -> tuple[str, View]:
         raise Problem.of(checked, "invalid-identifier")
     run, queries = services.store.run, services.store.queries
     key = await run(queries.find(checked))
+    if key is None:  # look again after `as_of` is known, so that the answer holds up to then
+        fresh = await run(queries.freshness())
+        key = await run(queries.find(checked))
     if key is None:
-        raise _unknown(kind, await run(queries.freshness()))
+        raise _unknown(kind, fresh)
     view = await run(queries.view(key))
     if view.context is None:
         raise _unknown(kind, view.fresh)
@@ -63,16 +66,14 @@ def _unknown(kind: str, fresh: Freshness) -> Problem:
     )
 
 
-Here = Annotated[Services, Depends(services_of)]
-
-
 @router.get(
     _PATH + "/context",
     summary="The customer's context",
     responses=described(ContextAnswer, "The live context, over all channels"),
 )
-async def context(identifier: Identifier, services: Here) -> Response:
+async def context(identifier: Identifier, request: Request) -> Response:
     """What whoever serves the customer next needs to know: where they are, what is open, what was said."""
+    services = services_of(request)
     _, view = await customer(services, identifier)
     return answers.answer(view.fresh, _context_body(services, view))
 
@@ -84,10 +85,10 @@ async def context(identifier: Identifier, services: Here) -> Response:
 )
 async def timeline(
     identifier: Identifier,
-    services: Here,
+    request: Request,
     limit: Annotated[int, Query(ge=1, le=1000, description="How many, the latest. The store keeps 50.")] = 50,
 ) -> Response:
-    _, view = await customer(services, identifier)
+    _, view = await customer(services_of(request), identifier)
     return answers.answer(view.fresh, answers.timeline_body(view, limit))
 
 
@@ -96,8 +97,8 @@ async def timeline(
     summary="The customer's latest signals",
     responses=described(SignalsAnswer, "Signals with their reason and evidence"),
 )
-async def signals(identifier: Identifier, services: Here) -> Response:
-    key, view = await customer(services, identifier)
+async def signals(identifier: Identifier, request: Request) -> Response:
+    key, view = await customer(services_of(request), identifier)
     return answers.answer(view.signals_fresh, answers.signals_body(view, key))
 
 
@@ -105,8 +106,9 @@ def _context_body(services: Services, view: View) -> bytes:
     return answers.context_body(view, services.store.queries.now_ms(), services.settings.policy.session_gap_ms)
 
 
-async def _watch(identifier: Identifier, services: Here, response: Response) -> AsyncIterator[Watch]:
+async def _watch(identifier: Identifier, request: Request, response: Response) -> AsyncIterator[Watch]:
     """A dependency, so that an unknown customer is a 404 and not an empty stream, and a watch always ends."""
+    services = services_of(request)
     key, view = await customer(services, identifier)
     response.headers.update(answers.fresh_headers(view.fresh))
     async with services.hub.watch(key) as watch:
@@ -122,7 +124,6 @@ async def _watch(identifier: Identifier, services: Here, response: Response) -> 
 )
 async def stream(
     request: Request,
-    services: Here,
     watch: Annotated[Watch, Depends(_watch)],
     last_event_id: Annotated[str | None, Header(description="The revision that the client has.")] = None,
 ) -> AsyncIterator[ServerSentEvent]:
@@ -130,7 +131,7 @@ async def stream(
     revision as its id; a client that reconnects with the current revision gets nothing until the next
     change. `signals`: the answer of `/signals`, when only they changed. Always the newest state: what
     changed while a client was not reading comes as one event."""
-    told = _Told(last_event_id)
+    services, told = services_of(request), _Told(last_event_id)
     while not watch.closed:
         try:
             view = await services.store.run(services.store.queries.view(watch.customer_key))

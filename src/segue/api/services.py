@@ -26,7 +26,6 @@ class Services:
         await self.log.close()
 
 
-async def services_of(request: Request) -> Services:
-    # A coroutine, because a plain function would be sent to a thread for each request.
+def services_of(request: Request) -> Services:
     found: Services = request.app.state.services
     return found

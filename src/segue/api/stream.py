@@ -106,10 +106,12 @@ class Hub:
         while True:
             try:
                 layout = await self._store.run(self._store.queries.layout())
-                async with self._store.reachable(), (await self._store.client()).pubsub() as channel:
-                    await self._subscribe(channel, layout)
-                    wait = _BACKOFF_S[0]
-                    await self._hear(channel, layout)
+                client = await self._store.client()
+                with self._store.reachable():
+                    async with client.pubsub() as channel:
+                        await self._subscribe(channel, layout)
+                        wait = _BACKOFF_S[0]
+                        await self._hear(channel, layout)
             except StoreUnavailable as error:
                 self._listening.clear()
                 log.warning("waiting", process="api", why=str(error), retry_in_s=wait)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +23,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from segue.errors import Undelivered
 from segue.importer import run
 from segue.importer.loading import load as load_mapping
 from segue.settings import Settings, load
@@ -59,12 +60,13 @@ def _destination(settings: Settings, deliveries: run.Deliveries, dry_run: bool) 
         return
     from segue.client import Client
 
-    if settings.kafka is not None:
-        client = Client(kafka=settings.kafka, options=settings.kafka_options, on_delivery=deliveries.report)
-    else:
-        client = Client(url=settings.api, on_delivery=deliveries.report)
-    with client:
+    door = {"kafka": settings.kafka, "options": settings.kafka_options} if settings.kafka else {"url": settings.api}
+    client = Client(**door, phone_region=settings.phone_region, on_delivery=deliveries.report)
+    try:
         yield client
+    finally:
+        with suppress(Undelivered):  # the import has flushed and counted already
+            client.close()
 
 
 @contextmanager
@@ -111,14 +113,13 @@ def _print(summary: run.Summary, dry_run: bool) -> None:
     table.add_row("refused", f"{summary.refused_rows:,}")
     if summary.stopped is not None:
         table.add_row("not acknowledged", f"{summary.unacknowledged:,}")
-    table.add_row("seconds", f"{summary.seconds:.1f} ({speed:,.0f} events/s)")
+    table.add_row("took", f"{summary.seconds:.1f} s ({speed:,.0f} events/s)")
     console.print(table)
     if summary.refused:
         console.print(_refused(summary))
     if summary.stopped is not None:
-        console.print(
-            f"stopped at {summary.stopped}\nImport again once it is back: the ids are the same.", markup=False
-        )
+        console.print(f"stopped at {summary.stopped}", markup=False)
+        console.print("Import again once the destination is back: events keep their ids, so none counts twice.")
 
 
 def _refused(summary: run.Summary) -> Table:

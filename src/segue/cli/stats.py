@@ -26,10 +26,22 @@ def stats_command(
         typer.echo(orjson.dumps(stats, option=orjson.OPT_INDENT_2).decode())
         return
     console = Console()
-    for table in (_overview(stats), _events(stats), _items(stats), *_by_name(stats)):
-        if table.row_count:
-            console.print(table)
-            console.print()
+    for table in tables(stats):
+        console.print(table)
+        console.print()
+
+
+def tables(stats: dict[str, Any]) -> list[Table]:
+    """The counters as tables for a person; what has no rows is left out."""
+    every = (
+        _overview(stats),
+        _events(stats),
+        _items(stats),
+        _counted("Handoffs", "kind", stats["handoffs"]["by_kind"]),
+        _counted("Signals", "rule", stats["signals"]["by_rule"]),
+        _counted("Rejected", "reason", stats["rejected"]["by_reason"]),
+    )
+    return [table for table in every if table.row_count]
 
 
 def fetch(api: str) -> dict[str, Any]:
@@ -91,20 +103,11 @@ def _events(stats: dict[str, Any]) -> Table:
 def _items(stats: dict[str, Any]) -> Table:
     table = Table("item", title="Items", title_justify="left")
     statuses = sorted({status for item in stats["items"].values() for status in item["by_status"]})
-    for name in ("opened", *statuses):
-        # "opened" counts all of the kind; the rest is where they stand now
-        table.add_column(f"now {name}" if name in statuses else name, justify="right")
+    for name in ("opened", *(f"now {status}" for status in statuses)):
+        table.add_column(name, justify="right")
     for kind, item in stats["items"].items():
         table.add_row(kind, _count(item["opened"]), *(_count(item["by_status"].get(status, 0)) for status in statuses))
     return table
-
-
-def _by_name(stats: dict[str, Any]) -> list[Table]:
-    return [
-        _counted("Handoffs", "kind", stats["handoffs"]["by_kind"]),
-        _counted("Signals", "rule", stats["signals"]["by_rule"]),
-        _counted("Rejected", "reason", stats["rejected"]["by_reason"]),
-    ]
 
 
 def _counted(title: str, head: str, counts: Mapping[str, int]) -> Table:

@@ -30,13 +30,14 @@ Level = Literal["verified", "claimed", "inferred"]
 ItemStatus = Literal["open", "waiting", "resolved", "closed"]
 Metric = Literal["csat", "nps", "ces"]
 
-Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[a-z][a-z0-9_]*$")]
+# \Z and not $, which in Python also holds before a newline at the end.
+Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[a-z][a-z0-9_]*\Z")]
 Short = Annotated[str, Meta(min_length=1, max_length=256)]
 Aware = Annotated[datetime, Meta(tz=True)]
 Count = Annotated[int, Meta(ge=0, le=1_000_000)]
 
 
-class Identifier(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+class Identifier(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
     """One way to name the customer. `level`: verified by the channel, claimed by the customer, or inferred."""
 
     type: Name
@@ -44,7 +45,7 @@ class Identifier(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=
     level: Level = "claimed"
 
 
-class Actor(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+class Actor(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
     """Who acted: the customer (the default), a bot, an agent of some group, or a system."""
 
     kind: ActorKind = "customer"
@@ -52,7 +53,7 @@ class Actor(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True)
     group: Short | None = None
 
 
-class Item(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+class Item(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
     """A matter that stays open over interactions: a case, an order, a promise.
 
     Only what is known is sent; what is left out stays as it was. `reopen_count` and `reassign_count` are
@@ -72,14 +73,14 @@ class Item(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     reassign_count: Count | None = None
 
 
-class Survey(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+class Survey(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
     """An answer: CSAT 1 to 5, NPS 0 to 10, CES 1 (hard) to 5 (easy)."""
 
     metric: Metric
     score: Annotated[float, Meta(ge=0, le=10)]
 
 
-class Data(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+class Data(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
     """Segue's part of the event. Anything of the sender's own goes into `properties`."""
 
     identifiers: Annotated[tuple[Identifier, ...], Meta(min_length=1, max_length=16)]
@@ -94,19 +95,19 @@ class Data(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     properties: Raw = NO_PROPERTIES
 
 
-class Event(Struct, frozen=True):
+class Event(Struct, frozen=True, gc=False):
     """A CloudEvent 1.0. Extension attributes other than `channel` are allowed and ignored."""
 
     specversion: Literal["1.0"]
     id: Annotated[str, Meta(min_length=1, max_length=128)]
     source: Short
-    type: Annotated[str, Meta(max_length=128, pattern=r"^[a-z][a-z0-9_]*(\.[a-z0-9_]+)+$")]
+    type: Annotated[str, Meta(max_length=128, pattern=r"^[a-z][a-z0-9_]*(\.[a-z0-9_]+)+\Z")]
     time: Aware
     channel: str
     data: Data
 
 
-class Rejected(Struct, frozen=True):
+class Rejected(Struct, frozen=True, gc=False):
     """Why an event cannot be used: a reason code, the field (a JSONPath), and how to mend it."""
 
     reason: str
@@ -168,7 +169,7 @@ def _refused(message: str) -> Rejected:
     missing = re.search(r"missing required field `([^`]+)`", what)
     if missing:
         path = f"{path}.{missing[1]}"
-    if path.startswith("$.data.identifiers") and (missing or "length" in what) and "[" not in path:
+    if path.startswith("$.data.identifiers") and (missing or "length >= 1" in what) and "[" not in path:
         return Rejected("missing_identifiers", path, "name the customer by at least one identifier: {type, value}")
     unknown = re.search(r"unknown field `([^`]+)`", what)
     if unknown:

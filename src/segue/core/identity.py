@@ -33,7 +33,7 @@ JUNK = frozenset({
 })  # fmt: skip
 
 
-class Decision(Struct, frozen=True):
+class Decision(Struct, frozen=True, gc=False):
     """Where the event goes. `link` are identifiers to claim for `customer_key`, `contested` are others'."""
 
     customer_key: str

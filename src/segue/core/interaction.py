@@ -6,7 +6,7 @@ for every event, hence `omit_defaults` (small) and `gc=False` (they hold no cycl
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 from msgspec import Raw, Struct
 
@@ -128,9 +128,12 @@ class KnownIdentifier(Struct, frozen=True, omit_defaults=True, gc=False):
     since_ms: int
 
 
+_EPOCH, _MS = datetime(1970, 1, 1, tzinfo=UTC), timedelta(milliseconds=1)
+
+
 def to_ms(moment: datetime) -> int:
-    """Milliseconds since 1970 UTC of an aware datetime, rounded down."""
-    return int(moment.timestamp() * 1000 // 1)
+    """Milliseconds since 1970 UTC of an aware datetime, rounded down. In integers: a float would lose one at times."""
+    return (moment - _EPOCH) // _MS
 
 
 def _optional_ms(moment: datetime | None) -> int | None:

@@ -45,7 +45,7 @@ class Line(Struct, frozen=True, forbid_unknown_fields=True, rename={"as_": "as"}
 
 
 class Customer(Struct, frozen=True, forbid_unknown_fields=True):
-    """One customer's storyline. `interesting`: which of the ids is worth looking the customer up by."""
+    """One customer's storyline. `interesting`: the one whose context the demo shows at its end."""
 
     role: str
     title: str
@@ -53,7 +53,7 @@ class Customer(Struct, frozen=True, forbid_unknown_fields=True):
     numbers: tuple[str, ...]
     ids: dict[str, tuple[str, str, str]]
     steps: tuple[Line, ...]
-    interesting: str | None = None
+    interesting: bool = False
 
 
 class BadLine(Struct, frozen=True, forbid_unknown_fields=True):

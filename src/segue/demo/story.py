@@ -22,13 +22,16 @@ from segue.demo.script import BadLine, Customer, Line, Note, Script
 
 @dataclass(frozen=True)
 class Person:
-    """A customer of the story; `identifiers` are `type:value` as the API takes them, by the script's names."""
+    """A customer of the story; `identifiers` are `type:value` as the API takes them.
+
+    The first of them is in the customer's first event. `interesting` marks whose context is worth a look.
+    """
 
     role: str
     title: str
     about: str
-    identifiers: dict[str, str]
-    interesting: str | None
+    identifiers: tuple[str, ...]
+    interesting: bool
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,13 @@ class Scene:
 
 @dataclass(frozen=True)
 class BadInput:
-    """Bytes that must be refused with `reason`: by the API (`topic` None) or, as a record, by resolve."""
+    """Bytes to be refused with `reason`: by the API, or as a record on the topic of `channel`."""
 
     offset: timedelta
     what: str
     reason: str
     body: bytes
-    topic_channel: str | None = None
+    channel: str | None = None
     key: bytes | None = None
 
 
@@ -73,7 +76,7 @@ class Story:
     @property
     def interesting(self) -> Person:
         """The customer whose context is worth a look."""
-        return next(person for person in self.people if person.interesting is not None)
+        return next(person for person in self.people if person.interesting)
 
     def parts(self) -> list[Scene | BadInput]:
         """Everything in the order of playing."""
@@ -93,7 +96,7 @@ class Story:
             role=customer.role,
             title=customer.title,
             about=customer.about,
-            identifiers={name: f"{found['type']}:{found['value'].replace(' ', '')}" for name, found in ids.items()},
+            identifiers=tuple(_named_as(found["type"], found["value"]) for found in ids.values()),
             interesting=customer.interesting,
         )
         self.people.append(person)
@@ -198,6 +201,11 @@ def moment(text: str) -> timedelta:
     """Read a story time, h:mm."""
     hours, _, minutes = text.partition(":")
     return timedelta(hours=int(hours), minutes=int(minutes))
+
+
+def _named_as(kind: str, value: str) -> str:
+    """`type:value`; a telephone number without the spaces and strokes that people write."""
+    return f"{kind}:{value.translate({ord(' '): None, ord('-'): None}) if kind == 'phone' else value}"
 
 
 def _named(notes: Counter[Note], kind: str) -> Counter[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, Protocol
-from zoneinfo import ZoneInfo
 
 from segue.core import ids
 from segue.importer.mapping import (
@@ -21,6 +20,7 @@ from segue.importer.mapping import (
     SurveyMapping,
     Time,
     Value,
+    zone_of,
 )
 from segue.importer.readers import Row, Unusable
 from segue.importer.values import READ, Get, Unmapped, Values, getter, instant
@@ -169,7 +169,7 @@ class Converter:
             return None
         get, form = self._get(time, path), time.format or self._format or "iso"
         name = time.zone or self._zone
-        zone = None if name is None else ZoneInfo(name)
+        zone = None if name is None else zone_of(name)
         return lambda values: None if (found := get(values)) is None else instant(found, form, zone, path)
 
     def _text(self, path: str, value: Value | None) -> Field | None:

@@ -93,14 +93,16 @@ def sources(part: BaseModel, path: str = "") -> Iterator[tuple[str, Source]]:
 
 
 def check_columns(mapping: Mapping, columns: Iterable[str]) -> None:
-    """Raise MappingError when the mapping reads a column that the file does not have."""
+    """Raise MappingError when the mapping reads columns that the file does not have."""
     have = list(columns)
-    for path, source in sources(mapping):
-        for column in source.columns():
-            if column not in have:
-                raise MappingError(
-                    f"{path}: the file has no column `{column}`{_hint(column, have)}; it has: {', '.join(have)}"
-                )
+    missing = [
+        f"{path}: the file has no column `{column}`{_hint(column, have)}"
+        for path, source in sources(mapping)
+        for column in source.columns()
+        if column not in have
+    ]
+    if missing:
+        raise MappingError(f"{'; '.join(missing)}; it has: {', '.join(have)}")
 
 
 def _beyond_types(mapping: Mapping) -> Iterator[tuple[str, str]]:

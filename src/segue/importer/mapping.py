@@ -2,8 +2,7 @@
 
 A value is written either short, as a template (`"{number}"`, `"category {category}"`, or a constant such as
 `"case"`), or as a table with `column` or `template` and what else the field takes: `map` and `default`,
-`empty`, `format` and `zone`, `unit`, `type`. `docs/import.md` shows every field; the shipped mappings in
-`mappings/` are examples.
+`empty`, `format` and `zone`, `unit`, `type`. The shipped mappings in `mappings/` are examples.
 
 `loading` reads mappings and refuses wrong ones.
 """
@@ -12,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from datetime import UTC, tzinfo
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
@@ -39,6 +39,11 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length
 
 class MappingError(SegueError):
     """The mapping is wrong, or does not fit the file. The message names the field and says how to mend it."""
+
+
+def zone_of(name: str) -> tzinfo:
+    """The time zone of that name. UTC needs no database, which a small container may not have."""
+    return UTC if name == "UTC" else ZoneInfo(name)
 
 
 class _Strict(BaseModel):
@@ -108,10 +113,12 @@ class Time(Source):
     @field_validator("zone")
     @classmethod
     def _known_zone(cls, value: str | None) -> str | None:
-        try:
-            return value if value is None else ZoneInfo(value).key
-        except (OSError, ValueError):
-            raise ValueError("no such time zone; use a name such as UTC or America/New_York") from None
+        if value is not None:
+            try:
+                zone_of(value)
+            except (KeyError, OSError, ValueError):
+                raise ValueError("no such time zone; use a name such as UTC or America/New_York") from None
+        return value
 
 
 class Duration(Source):

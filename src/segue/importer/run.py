@@ -26,6 +26,8 @@ EXAMPLES = 3
 """Refused rows shown per reason."""
 
 FLUSH_S = 60.0
+FLUSH_STOPPED_S = 1.0
+"""A destination that has not answered for the client's patience is given this last chance."""
 _SLEEP_FROM_S = 0.002
 """Shorter waits are left to the next event: the schedule counts from the start, so nothing adds up."""
 
@@ -53,7 +55,10 @@ class Refusals(Struct):
 
 
 class Summary(Struct):
-    """What became of every row. `stopped` says why the import ended early, if it did."""
+    """What became of every row. `stopped` says why the import ended early, if it did.
+
+    `seconds` are those of sending: from the first event to the last acknowledgement.
+    """
 
     rows: int = 0
     sent: int = 0
@@ -158,11 +163,11 @@ def run_import(
     progress: Progress = lambda phase, done, total: None,
 ) -> Summary:
     """Send the first `limit` rows of a file (None: all). Raises MappingError and UnreadableFile only."""
-    started = time.monotonic()
     summary, pacer, total = Summary(), pacer or Pacer(None), None
     rows = in_file_order(path, mapping, limit)
     if mapping.order_by == "time":
         total, rows = in_time_order(rows, lambda read: progress("reading", read, None))
+    began = time.monotonic()
     for row in rows:
         summary.rows += 1
         if isinstance(row, Unusable):
@@ -175,7 +180,7 @@ def run_import(
         if summary.stopped is not None:
             break
     _finish(sink, deliveries, summary)
-    summary.seconds = time.monotonic() - started
+    summary.seconds = time.monotonic() - began
     return summary
 
 
@@ -198,9 +203,12 @@ def _collect(deliveries: Deliveries, summary: Summary) -> None:
 
 
 def _finish(sink: Sink, deliveries: Deliveries, summary: Summary) -> None:
+    why = "not everything was acknowledged"
     try:
-        sink.flush(FLUSH_S)
-    except Undelivered as error:
-        summary.stopped = summary.stopped or str(error)
+        sink.flush(FLUSH_S if summary.stopped is None else FLUSH_STOPPED_S)
+    except Undelivered as error:  # of refused events too, which `_collect` knows line by line
+        why = str(error)
     _collect(deliveries, summary)
     summary.sent = deliveries.acknowledged
+    if summary.unacknowledged and summary.stopped is None:
+        summary.stopped = why

@@ -58,6 +58,7 @@ class KafkaLog:
         self._replication = replication
         self._producer: Producer | None = None
         self._lock = threading.Lock()
+        self._closed = threading.Event()
 
     def create_topics(self, topics: Sequence[Topic]) -> list[str]:
         admin = AdminClient(self._common)
@@ -112,14 +113,15 @@ class KafkaLog:
             waiting.one_more()
             _produce(producer, output, delivered)
         waiting.one_less()
-        while not done.is_set():
-            producer.poll(0.05)
+        done.wait()
         if failed:
             raise LogUnavailable(f"Kafka at {self._bootstrap} did not acknowledge: {failed[0].str()}")
 
     def _shared_producer(self) -> Producer:
         with self._lock:
             if self._producer is None:
+                # One thread serves the deliveries of all: callers that polled would take each other's.
+                threading.Thread(target=self._serve, name="kafka deliveries", daemon=True).start()
                 self._producer = Producer(
                     self._common
                     | {
@@ -131,6 +133,13 @@ class KafkaLog:
                     }
                 )
             return self._producer
+
+    def _serve(self) -> None:
+        while not self._closed.is_set():
+            with self._lock:
+                producer = self._producer
+            if producer is not None:
+                producer.poll(0.1)
 
     def read(self, topic: str) -> Iterator[Record]:
         consumer = Consumer(
@@ -161,6 +170,7 @@ class KafkaLog:
         return KafkaMember(self._common, self._bootstrap, group, topics, instance)
 
     def close(self) -> None:
+        self._closed.set()
         if self._producer is not None:
             self._producer.flush(10)
 

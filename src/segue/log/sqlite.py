@@ -296,7 +296,7 @@ class SqliteMember:
             "SELECT topic, partition FROM leases WHERE grp = ? AND (? IS NULL OR member = ?)",
             self._group, member, member,
         )  # fmt: skip
-        return {(self._names[t], p) for t, p in found if t in self._names}
+        return {(self._names[t], p) for t, p in found if t in self._names}  # type: ignore[misc]
 
     def _moved(self, kept: set[TP], owned: set[TP]) -> tuple[list[TP], list[TP]]:
         assigned, revoked = sorted(owned - kept), sorted(self._owned - kept)

@@ -115,6 +115,10 @@ class Queries:
             self._layout_until = time.monotonic() + LAYOUT_S
         return self._layout
 
+    def ping(self) -> Query[None]:
+        """Nothing but a round trip: other answers may come from the cache."""
+        yield [("PING",)]
+
     def find(self, identifier: Identifier) -> Query[str | None]:
         """The customer key that a checked identifier belongs to, None when nobody has used it."""
         if identifier.type == CUSTOMER_KEY:
@@ -132,12 +136,11 @@ class Queries:
         ask = self._ask_progress(layout)
         found = yield [
             *ask,
-            ("GET", layout.document(shard, "ctx", customer_key)),
-            ("GET", layout.document(shard, "sig", customer_key)),
+            ("MGET", layout.document(shard, "ctx", customer_key), layout.document(shard, "sig", customer_key)),
         ]
         if ask:
             self._take_progress(layout, found)
-        context, state = found[-2:]
+        context, state = found[-1]
         signals = b"[]" if state is None else bytes(_signals.decode(state).active)
         return View(context, signals, self._fresh("resolve", "context"), self._fresh(*PROCESSORS))
 
@@ -232,11 +235,17 @@ class Reader:
         try:
             commands = next(query)
             while True:
-                with reachable(), self._redis.pipeline(transaction=False) as pipe:
-                    for command in commands:
-                        pipe.execute_command(*command)  # type: ignore[no-untyped-call]
-                    replies = pipe.execute()
+                with reachable():
+                    replies = self._replies(commands)
                 commands = query.send(replies)
         except StopIteration as done:
             answer: T = done.value
             return answer
+
+    def _replies(self, commands: Commands) -> list[Any]:
+        if len(commands) == 1:
+            return [self._redis.execute_command(*commands[0])]  # type: ignore[no-untyped-call]
+        with self._redis.pipeline(transaction=False) as pipe:
+            for command in commands:
+                pipe.execute_command(*command)  # type: ignore[no-untyped-call]
+            return pipe.execute()

@@ -1,0 +1,295 @@
+"""What the store promises, on a real Valkey: who may write a shard, and whose an identifier is."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+
+import msgspec
+import orjson
+import pytest
+import redis
+
+from segue.core.partition import partition_of
+from segue.errors import SettingsError, StoreUnavailable
+from segue.store.connect import check, connect, layout
+from segue.store.identity import IdentityIndex, bucket
+from segue.store.keys import LAYOUT, Layout
+from segue.store.shards import Fence, ShardStore, Write, encode_fence
+
+PLACE = Layout(4)
+TOPIC = "topic-id-1"
+
+
+@pytest.fixture
+def store(redis_client: redis.Redis) -> ShardStore:
+    return ShardStore(redis_client, PLACE, "context", "ctx")
+
+
+def write(
+    shard: str, expected: bytes, epoch: int, next_offset: int, stats: Counter[str] | None = None, **documents: bytes
+) -> Write:
+    """A batch's write: documents, counters and the fence behind them."""
+    fence = encode_fence(Fence(TOPIC, epoch, next_offset))
+    changed = [(key, 1) for key in documents]
+    return Write(shard, expected, fence, documents, stats or Counter(events=next_offset), changed)
+
+
+def standing(client: redis.Redis, shard: str) -> Fence:
+    raw = client.get(PLACE.fence(shard, "context"))
+    return msgspec.json.decode(raw, type=Fence)
+
+
+def stored(client: redis.Redis, shard: str, key: str) -> bytes | None:
+    return client.get(PLACE.document(shard, "ctx", key))
+
+
+# --- the fence
+
+
+def test_the_first_owner_finds_no_fence_and_leaves_epoch_one(store: ShardStore, redis_client: redis.Redis) -> None:
+    found, fence, stats = store.take_over("0", TOPIC)
+    assert (found, stats) == (None, Counter())
+    assert standing(redis_client, "0") == Fence(TOPIC, 1, 0) == msgspec.json.decode(fence, type=Fence)
+
+
+def test_the_next_owner_finds_what_the_last_one_wrote_and_raises_the_epoch_only(
+    store: ShardStore, redis_client: redis.Redis
+) -> None:
+    _, fence, _ = store.take_over("0", TOPIC)
+    assert store.write([write("0", fence, 1, 7, Counter(events=7))]) == []
+    found, _, stats = store.take_over("0", TOPIC)
+    assert found == Fence(TOPIC, 1, 7)
+    assert stats == Counter(events=7)
+    assert standing(redis_client, "0") == Fence(TOPIC, 2, 7)
+
+
+def test_documents_counters_and_fence_are_written_together(store: ShardStore, redis_client: redis.Redis) -> None:
+    _, fence, _ = store.take_over("0", TOPIC)
+    assert store.write([write("0", fence, 1, 2, Counter({"b": 1, "a": 2}), anna=b"A", ben=b"B")]) == []
+    assert store.load([("0", "anna"), ("0", "ben"), ("0", "nobody")]) == [b"A", b"B", None]
+    assert redis_client.get(PLACE.stats("0", "context")) == b'{"a":2,"b":1}'
+    assert standing(redis_client, "0").next_offset == 2
+
+
+def test_an_older_owners_write_is_refused_and_nothing_of_it_stays(store: ShardStore, redis_client: redis.Redis) -> None:
+    _, older, _ = store.take_over("0", TOPIC)
+    assert store.write([write("0", older, 1, 1, anna=b"first")]) == []
+    older = encode_fence(Fence(TOPIC, 1, 1))
+    store.take_over("0", TOPIC)
+    assert store.write([write("0", older, 1, 2, anna=b"late", ben=b"late")]) == ["0"]
+    assert (stored(redis_client, "0", "anna"), stored(redis_client, "0", "ben")) == (b"first", None)
+    assert standing(redis_client, "0") == Fence(TOPIC, 2, 1)
+
+
+def test_a_fence_that_went_back_in_time_is_noticed(store: ShardStore, redis_client: redis.Redis) -> None:
+    """As after a failover to a replica that lacked the last second."""
+    _, fence, _ = store.take_over("0", TOPIC)
+    first = write("0", fence, 1, 1, anna=b"1")
+    second = write("0", first.fence, 1, 2, anna=b"2")
+    assert store.write([first]) == []
+    lost = {key: redis_client.get(key) for key in redis_client.keys("segue:*{0}*")}
+    assert store.write([second]) == []
+    redis_client.mset(lost)  # type: ignore[arg-type]
+    assert store.write([write("0", second.fence, 1, 3, anna=b"3")]) == ["0"]
+    assert stored(redis_client, "0", "anna") == b"1"
+
+
+def test_an_emptied_store_is_noticed(store: ShardStore, redis_client: redis.Redis) -> None:
+    _, fence, _ = store.take_over("0", TOPIC)
+    redis_client.flushdb()
+    assert store.write([write("0", fence, 1, 1, anna=b"1")]) == ["0"]
+    assert redis_client.dbsize() == 0
+
+
+def test_shards_in_one_write_stand_or_fall_each_by_its_own_fence(store: ShardStore, redis_client: redis.Redis) -> None:
+    fences = [store.take_over(shard, TOPIC)[1] for shard in ("0", "1", "2")]
+    store.take_over("1", TOPIC)  # another owner
+    writes = [write(shard, fence, 1, 1, anna=b"new") for shard, fence in zip(("0", "1", "2"), fences, strict=True)]
+    assert store.write(writes) == ["1"]
+    assert [stored(redis_client, shard, "anna") for shard in ("0", "1", "2")] == [b"new", None, b"new"]
+
+
+def test_an_owner_that_comes_between_reading_the_fence_and_writing_wins(
+    store: ShardStore, redis_client: redis.Redis
+) -> None:
+    """Many rounds of a write against a take-over in another thread: never do both succeed with the old epoch."""
+    rival = ShardStore(redis_client, PLACE, "context", "ctx")
+    for turn in range(1, 101):
+        _, fence, _ = store.take_over("0", TOPIC)
+        mine = write("0", fence, msgspec.json.decode(fence, type=Fence).epoch, turn, anna=b"%d" % turn)
+        taken: list[Fence | None] = []
+        thread = threading.Thread(target=lambda into=taken: into.append(rival.take_over("0", TOPIC)[0]))
+        thread.start()
+        refused = store.write([mine])
+        thread.join()
+        (found,) = taken
+        assert found is not None
+        if refused:
+            assert found.next_offset != turn
+        else:
+            assert found == msgspec.json.decode(mine.fence, type=Fence)
+
+
+def test_processors_have_fences_of_their_own(store: ShardStore, redis_client: redis.Redis) -> None:
+    signals = ShardStore(redis_client, PLACE, "signals", "sig")
+    _, fence, _ = store.take_over("0", TOPIC)
+    signals.take_over("0", TOPIC)
+    assert store.write([write("0", fence, 1, 1, anna=b"ctx")]) == []
+    assert signals.load([("0", "anna")]) == [None]
+    assert redis_client.smembers(PLACE.shards("context")) == {b"0"}
+
+
+def test_all_keys_of_a_shard_share_one_slot_of_a_cluster() -> None:
+    keys = [
+        PLACE.document("3", "ctx", "anna"), PLACE.fence("3", "context"), PLACE.stats("3", "context"),
+        PLACE.document("3", "sig", "ben"), PLACE.fence("3", "signals"),
+    ]  # fmt: skip
+    assert {key[key.index("{") + 1 : key.index("}")] for key in keys} == {"3"}
+
+
+def test_more_documents_than_one_command_takes_are_all_written_and_read(store: ShardStore) -> None:
+    _, fence, _ = store.take_over("0", TOPIC)
+    documents = {f"customer-{number}": b"%d" % number for number in range(1201)}
+    assert store.write([write("0", fence, 1, 1, **documents)]) == []
+    assert store.load([("0", key) for key in documents]) == list(documents.values())
+
+
+def test_changed_customers_are_told_to_those_who_watch(store: ShardStore, redis_client: redis.Redis) -> None:
+    _, fence, _ = store.take_over("0", TOPIC)
+    with redis_client.pubsub(ignore_subscribe_messages=True) as watcher:
+        watcher.subscribe(PLACE.changes("0"))
+        watcher.get_message(timeout=1)
+        store.write([write("0", fence, 1, 1, anna=b"1", ben=b"1")])
+        message = None
+        while message is None:
+            message = watcher.get_message(timeout=5)
+    assert orjson.loads(message["data"]) == [["anna", 1], ["ben", 1]]
+
+
+def test_progress_and_metrics_are_reported(store: ShardStore, redis_client: redis.Redis) -> None:
+    store.report({"0": 5, "1": 6}, b"{}", "me")
+    store.report({"1": 7}, b"{1}", "me")
+    assert redis_client.hgetall(PLACE.progress("context")) == {b"0": b"5", b"1": b"7"}
+    assert redis_client.hgetall("segue:metrics") == {b"context:me": b"{1}"}
+
+
+# --- the layout, and servers that are refused
+
+
+def test_the_layout_is_written_by_the_first_and_read_by_all(redis_client: redis.Redis) -> None:
+    assert layout(redis_client, 4) == layout(redis_client) == layout(redis_client, 4) == Layout(4, 1)
+
+
+def test_another_number_of_partitions_than_the_contexts_are_laid_out_for_is_refused(redis_client: redis.Redis) -> None:
+    layout(redis_client, 4)
+    with pytest.raises(SettingsError, match="SEGUE_PARTITIONS"):
+        layout(redis_client, 8)
+    assert msgspec.json.decode(redis_client.get(LAYOUT) or b"", type=Layout) == Layout(4)
+
+
+def test_a_store_nobody_has_written_to_says_so(redis_client: redis.Redis) -> None:
+    with pytest.raises(SettingsError, match="no Segue has run"):
+        layout(redis_client)
+
+
+def test_a_server_that_evicts_is_refused(redis_client: redis.Redis) -> None:
+    check(redis_client)
+    redis_client.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        with pytest.raises(SettingsError, match="noeviction"):
+            check(redis_client)
+    finally:
+        redis_client.config_set("maxmemory-policy", "noeviction")
+
+
+def test_a_server_that_is_away_is_an_outage_not_an_answer() -> None:
+    away = ShardStore(connect("redis://127.0.0.1:1/0"), PLACE, "context", "ctx")
+    with pytest.raises(StoreUnavailable):
+        away.load([("0", "anna")])
+    with pytest.raises(StoreUnavailable):
+        away.write([write("0", b"", 1, 1)])
+
+
+# --- the identity index
+
+
+def index(client: redis.Redis) -> IdentityIndex:
+    """Another process' view: nothing cached."""
+    return IdentityIndex(client, PLACE)
+
+
+def key(letter: str) -> str:
+    return letter * 36
+
+
+def test_claims_are_first_come_first_served(redis_client: redis.Redis) -> None:
+    one, other = index(redis_client), index(redis_client)
+    assert one.claim({"phone:1": key("a") + "e1", "email:x": key("a") + "e1"}) == {
+        "phone:1": key("a") + "e1",
+        "email:x": key("a") + "e1",
+    }
+    assert other.claim({"phone:1": key("b") + "e2", "phone:2": key("b") + "e2"}) == {
+        "phone:1": key("a") + "e1",
+        "phone:2": key("b") + "e2",
+    }
+    assert index(redis_client).owners(["phone:1", "phone:2", "phone:3"]) == {
+        "phone:1": key("a") + "e1",
+        "phone:2": key("b") + "e2",
+    }
+
+
+def test_claiming_again_what_one_owns_changes_nothing(redis_client: redis.Redis) -> None:
+    for event_id in ("e1", "e2"):
+        assert index(redis_client).claim({"phone:1": key("a") + event_id}) == {"phone:1": key("a") + "e1"}
+
+
+def test_of_many_who_claim_at_once_one_wins_and_all_learn_who(redis_client: redis.Redis) -> None:
+    answers: list[dict[str, str]] = []
+    refs = [f"phone:{number}" for number in range(50)]
+
+    def claim(letter: str) -> None:
+        answers.append(index(redis_client).claim(dict.fromkeys(refs, key(letter))))
+
+    threads = [threading.Thread(target=claim, args=(letter,)) for letter in "abcdef"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 6
+    assert all(answer == answers[0] for answer in answers)
+
+
+def test_a_unique_identifier_has_one_value_per_customer(redis_client: redis.Redis) -> None:
+    one, other = index(redis_client), index(redis_client)
+    pair = (key("a"), "user_id")
+    assert one.claim_unique({pair: "anna"}) == {pair: "anna"}
+    assert other.claim_unique({pair: "ben"}) == {pair: "anna"}
+    assert other.uniques([pair, (key("b"), "user_id")]) == {pair: "anna"}
+
+
+def test_the_cache_answers_until_it_is_told_to_forget(redis_client: redis.Redis) -> None:
+    cached = index(redis_client)
+    cached.claim({"phone:1": key("a")})
+    redis_client.flushdb()
+    assert cached.owners(["phone:1"]) == {"phone:1": key("a")}
+    cached.forget()
+    assert cached.owners(["phone:1"]) == {}
+
+
+def test_a_full_cache_drops_its_oldest_half_and_still_answers(redis_client: redis.Redis) -> None:
+    small = IdentityIndex(redis_client, PLACE, cache=10)
+    claims = {f"phone:{number}": key("a") + str(number) for number in range(25)}
+    small.claim(claims)
+    assert small.owners(claims) == claims
+
+
+def test_an_identifier_in_chinese_is_found_again(redis_client: redis.Redis) -> None:
+    index(redis_client).claim({"social_handle:@小李": key("a") + "订单-7"})
+    assert index(redis_client).owners(["social_handle:@小李"]) == {"social_handle:@小李": key("a") + "订单-7"}
+    assert bucket("social_handle:@小李", 4) == partition_of("social_handle:@小李".encode(), 4)
+
+
+def test_nothing_asked_is_nothing_answered(redis_client: redis.Redis) -> None:
+    found = index(redis_client)
+    assert (found.claim({}), found.claim_unique({}), found.uniques([]), found.owners([])) == ({}, {}, {}, {})

@@ -85,11 +85,27 @@ def test_whoever_serves_first_takes_over_from_nobody() -> None:
     assert customer.now.current.served_by == "agent"
 
 
-def test_an_agent_on_another_channel_is_a_move_between_channels_only() -> None:
+def test_an_agent_who_takes_over_from_a_bot_on_another_channel_is_a_move_of_both_kinds() -> None:
     customer = Customer()
     customer.does(0, "chat", actor=BOT)
     moves = [kind for kind in kinds(customer.does(1, "voice", actor=AGENT)) if kind.startswith("handoff.")]
-    assert moves == ["handoff.channel"]
+    assert moves == ["handoff.channel", "handoff.actor"]
+
+
+def test_an_agents_work_while_the_customer_is_not_there_moves_nobody_and_is_no_visit() -> None:
+    customer = Customer()
+    customer.does(0, "voice", item=case("7"))
+    found = kinds(customer.does(5 * GAP, "email", actor=AGENT, item=case("7", group="b")))
+    assert "handoff.channel" not in found
+    assert "session.opened" not in found
+    assert customer.now.current is not None
+    assert customer.now.current.channel == "voice"
+
+
+def test_answering_a_survey_is_no_move() -> None:
+    customer = Customer()
+    customer.does(0, "voice")
+    assert not [kind for kind in kinds(customer.does(1, "survey")) if kind.startswith("handoff.")]
 
 
 def test_where_the_customer_is_follows_touchpoint_and_device() -> None:

@@ -66,6 +66,11 @@ class Entry(Struct, omit_defaults=True, gc=False):
     session_id: str | None = None
     properties: Raw = NO_PROPERTIES
 
+    @property
+    def acting(self) -> ActorKind:
+        """Who acted; the customer where nobody is named."""
+        return "customer" if self.actor is None else self.actor.kind
+
 
 class Interaction(Struct, omit_defaults=True, gc=False):
     """An accepted event with its customer: the record of `segue.interactions`.

@@ -4,12 +4,13 @@ Theory of operation. An event names an item by kind and id and says what it know
 item opens it; after that only differences count. A resolved or closed item that becomes open again, or
 whose reopen count grew, was reopened. A customer who comes back about an unresolved item in a new session
 or on another channel has made another attempt. An item opened within seven days of the customer's
-previous one is a repeated contact, counted by opening times, so that the order of arrival does not matter.
+previous one of its kind is a repeated contact, counted by opening times, so that the order of arrival does not matter.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
+from itertools import pairwise
 
 from segue.core.context import Context, Item, Opening, Policy
 from segue.core.interaction import Entry, Fact, ItemChange
@@ -64,15 +65,16 @@ def _opened(
 
 
 def _repeated(context: Context, opening: Opening, policy: Policy) -> list[Fact]:
-    """Mark openings that follow another within the recontact time; a late arrival may mark its successor."""
+    """Mark openings that follow another of their kind within the recontact time.
+
+    Of their kind: a case about an order is the first contact about it. A late arrival may mark its successor.
+    """
     openings = context.openings
-    index = bisect_right(openings, opening.opened_at_ms, key=lambda o: o.opened_at_ms)
-    openings.insert(index, opening)
+    openings.insert(bisect_right(openings, opening.opened_at_ms, key=lambda o: o.opened_at_ms), opening)
+    same = [o for o in openings if _kind(o.ref) == _kind(opening.ref)]
+    index = next(at for at, o in enumerate(same) if o is opening)
     facts = []
-    for at in (index, index + 1):
-        if not 0 < at < len(openings):
-            continue
-        before, after = openings[at - 1], openings[at]
+    for before, after in pairwise(same[max(0, index - 1) : index + 2]):
         gap = after.opened_at_ms - before.opened_at_ms
         if gap <= policy.recontact_ms and not after.repeated:
             after.repeated = True
@@ -86,6 +88,10 @@ def _repeated(context: Context, opening: Opening, policy: Policy) -> list[Fact]:
     ):
         del openings[0]
     return facts
+
+
+def _kind(ref: str) -> str:
+    return ref.partition(":")[0]
 
 
 def _status(item: Item, ref: str, seen: ItemChange, entry: Entry, facts: list[Fact]) -> None:
@@ -128,12 +134,14 @@ def _totals(item: Item, ref: str, seen: ItemChange, facts: list[Fact]) -> None:
 
 
 def _attempt(item: Item, ref: str, entry: Entry, contact: str, facts: list[Fact]) -> None:
-    by_customer = entry.actor is None or entry.actor.kind == "customer"
+    """Count a contact of the customer's about an unresolved item. Whoever opens it, the customer came first."""
+    kinds = {fact.fact for fact in facts}
+    by_customer = entry.acting == "customer" or (entry.acting == "agent" and "item.opened" in kinds)
     if not by_customer or item.status not in UNRESOLVED or contact == item.last_contact:
         return
     item.last_contact = contact
     item.attempts += 1
-    if item.attempts > 1:
+    if item.attempts > 1 and "item.reopened" not in kinds:  # reopening it says that already
         earlier = tuple(item.contacts)
         facts.append(
             Fact("item.contacted_again", ref, after=entry.channel, value=float(item.attempts), evidence=earlier)

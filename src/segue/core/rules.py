@@ -31,25 +31,30 @@ def duration_ms(text: str) -> int:
     return int(match[1]) * _UNITS_MS[match[2]]
 
 
+class Reason(Struct, frozen=True, forbid_unknown_fields=True):
+    en: str
+    zh: str
+
+
 class Condition(Struct, frozen=True, forbid_unknown_fields=True):
-    """One kind of fact that counts, with bounds."""
+    """One kind of fact that counts, with bounds. `items`: the kinds of item that it must be about."""
 
     fact: str
+    items: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     at_least: float | None = None
     at_most: float | None = None
+    reason: Reason | None = None
+    """Said instead of the rule's own reason."""
 
     def holds(self, fact: Fact) -> bool:
+        if self.items and (fact.item or "").partition(":")[0] not in self.items:
+            return False
         if self.after and fact.after not in self.after:
             return False
         if self.at_least is not None and (fact.value is None or fact.value < self.at_least):
             return False
         return self.at_most is None or (fact.value is not None and fact.value <= self.at_most)
-
-
-class Reason(Struct, frozen=True, forbid_unknown_fields=True):
-    en: str
-    zh: str
 
 
 class Rule(Struct, frozen=True, forbid_unknown_fields=True):
@@ -111,7 +116,7 @@ encoder = msgspec.json.Encoder()
 decoder = msgspec.json.Decoder(SignalState)
 
 
-_WORDS = ("item", "before", "after", "value", "minutes", "count", "waited")
+_WORDS = ("item", "before", "after", "value", "minutes", "count", "waited", "times", "metric", "best")
 """What a reason sentence may use; see `_words`."""
 
 
@@ -200,7 +205,8 @@ def _check(rules: tuple[Rule, ...]) -> None:
             raise ValueError(f"rule {rule.id!r}: an id is of a-z, 0-9 and hyphens, and no other rule has it")
         if rule.count < 1 or (rule.count > 1 and duration_ms(rule.within) == 0):
             raise ValueError(f"rule {rule.id!r}: a count above 1 needs a time in `within`, and none is below 1")
-        for sentence in (rule.reason.en, rule.reason.zh):
+        reasons = [rule.reason, *(condition.reason for condition in rule.any if condition.reason is not None)]
+        for sentence in (text for reason in reasons for text in (reason.en, reason.zh)):
             try:
                 sentence.format_map(dict.fromkeys(_WORDS, ""))
             except (KeyError, IndexError, ValueError) as error:
@@ -210,6 +216,7 @@ def _check(rules: tuple[Rule, ...]) -> None:
 def _signal(rule: Rule, step: StepView, fact: Fact, matches: list[Match]) -> Signal:
     name = f"{rule.id}/{rule.version}/{step.customer_key}/{fact.item or ''}/{step.entry.id}"
     words = _words(step, fact, matches)
+    reason = next((c.reason for c in rule.any if c.reason and c.fact == fact.fact and c.holds(fact)), rule.reason)
     return Signal(
         signal_id=ids.derive(ids.SIGNAL, name),
         rule=rule.id,
@@ -217,7 +224,7 @@ def _signal(rule: Rule, step: StepView, fact: Fact, matches: list[Match]) -> Sig
         severity=rule.severity,
         department=rule.department,
         subject=f"customer:{step.customer_key}",
-        reason={"en": rule.reason.en.format_map(words), "zh": rule.reason.zh.format_map(words)},
+        reason={"en": reason.en.format_map(words), "zh": reason.zh.format_map(words)},
         evidence=tuple(dict.fromkeys((*fact.evidence, *(match.event_id for match in matches)))),
         first_seen_ms=min(match.at_ms for match in matches),
         last_seen_ms=max(match.at_ms for match in matches),
@@ -230,13 +237,21 @@ def _words(step: StepView, fact: Fact, matches: list[Match]) -> dict[str, str]:
     """What a reason sentence may use."""
     first, last = matches[0].at_ms, matches[-1].at_ms
     minutes = max(1, -(-(last - first) // 60_000))
-    waited = f" ({fact.value / 60_000:.0f} min)" if fact.fact == "wait" and fact.value is not None else ""
+    value = "?" if fact.value is None else f"{fact.value:g}"
     return {
-        "item": fact.item or step.entry.touchpoint or step.entry.channel,
-        "before": fact.before or "?",
+        "item": _named(fact.item) or step.entry.touchpoint or step.entry.channel,
+        "before": _named(fact.before) or "?",
         "after": fact.after or "?",
-        "value": "?" if fact.value is None else f"{fact.value:g}",
+        "metric": (fact.after or "?").upper(),
+        "best": "10" if fact.after == "nps" else "5",
+        "times": {"1": "once", "2": "twice"}.get(value, f"{value} times"),
+        "value": value,
         "minutes": str(minutes),
         "count": str(len(matches)),
-        "waited": waited,
+        "waited": "?" if fact.value is None else f"{fact.value / 60_000:.0f}",
     }
+
+
+def _named(ref: str | None) -> str | None:
+    """`case:C-7` as people say it."""
+    return None if ref is None else ref.replace(":", " ", 1)

@@ -6,6 +6,10 @@ event may arrive out of order: within the grace it can extend a session backward
 one, in which case the earlier id survives and names the later one in `merged`. A session never grows
 beyond the maximum length; the next event then opens a new one. An event later than the grace joins the
 session that already covers its time, if any, and never moves a boundary.
+
+A session is the customer's: they open it, or the bot that greets them does. What an agent does within the gap
+belongs to it and extends it, and is no visit otherwise (work on a case); what a system does (a parcel
+scanned) counts in it and moves no boundary.
 """
 
 from __future__ import annotations
@@ -14,20 +18,22 @@ from segue.core import ids
 from segue.core.context import Context, Policy, Session
 from segue.core.interaction import Entry, Fact
 
+OPENERS = ("customer", "bot")
+
 
 def place(context: Context, entry: Entry, late: bool, policy: Policy) -> tuple[Session | None, list[Fact]]:
-    """Put an interaction into its session. Returns the session (None for a stray late event) and facts."""
-    sessions, at = context.sessions, entry.event_time_ms
+    """Put an interaction into its session. Returns the session (None: it belongs to no visit) and facts."""
+    sessions, at, acting = context.sessions, entry.event_time_ms, entry.acting
     last = sessions[-1] if sessions else None
-    if last is not None and not late and last.last_event_at_ms <= at and _joins(last, at, policy):
+    if last is not None and not late and acting != "system" and last.last_event_at_ms <= at and _joins(last, at, policy):
         last.last_event_at_ms = at
         return _counted(last, entry), []
     covering = _covering(sessions, entry)
-    if late or covering is not None:
+    if late or covering is not None or acting == "system":
         return covering, []
     near = [s for s in sessions if _joins(s, at, policy)]
     if not near:
-        return _opened(context, entry, policy)
+        return _opened(context, entry, policy) if acting in OPENERS else (None, [])
     session = near[0]
     session.started_at_ms = min(session.started_at_ms, at)
     session.last_event_at_ms = max(session.last_event_at_ms, at)

@@ -210,7 +210,8 @@ def wait_for_kafka(bootstrap: str, timeout_s: float, *, while_true: Callable[[],
 
 
 def _format_storage(java: Sequence[str], settings: Path) -> None:
-    cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+    # Behind a letter, because an id that begins with a dash is read as an option.
+    cluster_id = "S" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode()[1:].rstrip("=")
     command = [*java, "kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(settings)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:

@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from segue import __version__
-from segue.api import models, problems, routes_events, routes_ops, routes_read
+from segue.api import models, pages, problems, routes_events, routes_ops, routes_read
 from segue.api.edge import Edge
 from segue.api.services import Services
 from segue.errors import SettingsError
@@ -64,12 +64,15 @@ def create_app(settings: Settings) -> FastAPI:
         openapi_tags=_TAGS,
         lifespan=lifespan,
         redirect_slashes=False,
+        docs_url=None,  # ours need no other server (`pages`)
+        redoc_url=None,
         # Its spans and logs carry paths and input, which name customers. Ours count by route (`api.edge`).
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.services = services
     for routes in (routes_events, routes_read, routes_ops):
         app.include_router(routes.router)
+    pages.install(app)
     problems.install(app)
     app.add_middleware(Edge, metrics=services.metrics)
     return app

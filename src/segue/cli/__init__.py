@@ -7,7 +7,10 @@ import sys
 import typer
 
 from segue.cli.config import config_command
+from segue.cli.demo import demo_command
+from segue.cli.importing import import_command
 from segue.cli.processes import api_command, health_command, run_command, topics_app, up_command
+from segue.cli.stats import stats_command
 from segue.errors import SegueError
 
 app = typer.Typer(
@@ -17,20 +20,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command("demo")(demo_command)
 app.command("up")(up_command)
 app.command("run")(run_command)
 app.command("api")(api_command)
 app.add_typer(topics_app)
-try:  # TEMPORARY
-    from segue.cli.importing import import_command
-    app.command("import")(import_command)
-    from segue.cli.stats import stats_command
-    app.command("stats")(stats_command)
-except ImportError: pass
-try:
-    from segue.cli.demo import demo_command
-    app.command("demo")(demo_command)
-except ImportError: pass
+app.command("import")(import_command)
+app.command("stats")(stats_command)
 app.command("health")(health_command)
 app.command("config")(config_command)
 

@@ -7,11 +7,11 @@ import os
 from rich.console import Console
 from rich.table import Table
 
-from segue.settings import PREFIX, load
-
 
 def config_command() -> None:
     """Show every setting, its value and where it comes from; wrong ones are refused, by name."""
+    from segue.settings import PREFIX, load
+
     settings = load()
     table = Table("setting", "value", "from", box=None, pad_edge=False)
     for name, value in settings.model_dump().items():

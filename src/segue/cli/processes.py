@@ -9,9 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from segue import runtime
 from segue.errors import SettingsError
-from segue.settings import load
 
 HEALTHY_MS = 30_000
 """A processor that has not reported for so long is stuck or gone."""
@@ -31,6 +29,9 @@ def run_command(
     processor: Annotated[str, typer.Argument(help="resolve, context, signals, or complaints (the Faust agent)")],
 ) -> None:
     """Run one processor until Ctrl-C or SIGTERM."""
+    from segue import runtime
+    from segue.settings import load
+
     settings = load()
     runtime.configure_logging(settings.log_level)
     if processor == "complaints":
@@ -46,6 +47,8 @@ def run_command(
 
 def up_command() -> None:
     """Run everything together until Ctrl-C: the processors, the API and, where none is named, a Valkey."""
+    from segue import runtime
+    from segue.settings import load
     from segue.up import Stack
 
     settings = load()
@@ -63,7 +66,9 @@ def up_command() -> None:
 
 def api_command() -> None:
     """Serve the HTTP API until Ctrl-C or SIGTERM."""
+    from segue import runtime
     from segue.api.app import serve
+    from segue.settings import load
 
     settings = load()
     runtime.configure_logging(settings.log_level)
@@ -73,6 +78,9 @@ def api_command() -> None:
 @topics_app.command("create")
 def create_topics() -> None:
     """Create the topics that are missing. Waits for the broker."""
+    from segue import runtime
+    from segue.settings import load
+
     settings = load()
     runtime.configure_logging(settings.log_level)
     source = runtime.open_log(settings)
@@ -83,6 +91,9 @@ def create_topics() -> None:
 @topics_app.command("list")
 def list_topics() -> None:
     """Every topic of a deployment, and whether it is there."""
+    from segue import runtime
+    from segue.settings import load
+
     settings = load()
     source = runtime.open_log(settings)
     for topic in runtime.all_topics(settings):
@@ -94,7 +105,9 @@ def health_command(
     processor: Annotated[str, typer.Argument(help="resolve, context or signals")],
 ) -> None:
     """Exit 0 when the processor reported progress lately, else 1: for container health checks."""
+    from segue import runtime
     from segue.metrics import decode
+    from segue.settings import load
     from segue.store.connect import reachable
     from segue.store.keys import METRICS
 

@@ -25,7 +25,13 @@ def place(context: Context, entry: Entry, late: bool, policy: Policy) -> tuple[S
     """Put an interaction into its session. Returns the session (None: it belongs to no visit) and facts."""
     sessions, at, acting = context.sessions, entry.event_time_ms, entry.acting
     last = sessions[-1] if sessions else None
-    if last is not None and not late and acting != "system" and last.last_event_at_ms <= at and _joins(last, at, policy):
+    if (
+        last is not None
+        and not late
+        and acting != "system"
+        and last.last_event_at_ms <= at
+        and _joins(last, at, policy)
+    ):
         last.last_event_at_ms = at
         return _counted(last, entry), []
     covering = _covering(sessions, entry)

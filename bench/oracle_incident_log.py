@@ -41,7 +41,7 @@ class Case:
     reopened: int = 0
     reassigned: int = 0
     attempts: int = 0
-    contact: tuple[int, str] | None = None
+    contact: tuple[int | None, str] | None = None
     signalled: datetime | None = None
 
 
@@ -105,36 +105,42 @@ class Count:
         self.counts[f"events.type.{'case.waiting' if waiting else TYPE[state]}"] += 1
         customer = self._customers[who]
         by_customer = row["sys_mod_count"] == "0"
-        self._session(customer, at)
-        self._move(customer, channel)
+        visit = self._session(customer, at, by_customer)
+        if by_customer or visit is not None:  # an agent's work without the customer moves nobody
+            self._move(customer, channel, visit)
         case = customer.cases.get(number)
         status = "waiting" if waiting else STATUS[state]
         if case is None:
             case = customer.cases[number] = Case(status, when(row["opened_at"]), known(row["assignment_group"]))
             if self._owner.setdefault(number, who) == who:
+                by_customer = True  # whoever writes it down, the customer came
                 self._opened(customer, number, channel, caller, at)
             else:
                 self.counts["cases.joined"] += 1
         case.status = self._last[number] = status
         self._handled(row, case)
         if by_customer:
-            self._attempt(customer, case, channel, at)
+            self._attempt(case, (visit, channel), at)
 
-    def _session(self, customer: Customer, at: datetime) -> None:
+    def _session(self, customer: Customer, at: datetime, by_customer: bool) -> int | None:
+        """The visit that this row belongs to, by its number. Only the customer opens one."""
         if at - customer.session_end <= GAP and at - customer.session_start <= LONGEST:
             customer.session_events += 1
-        else:
+        elif by_customer:
             self.counts["sessions"] += 1
             customer.session += 1
             customer.session_start, customer.session_events = at, 1
+        else:
+            return None
         customer.session_end = at
+        return customer.session
 
-    def _move(self, customer: Customer, channel: str) -> None:
+    def _move(self, customer: Customer, channel: str, visit: int | None) -> None:
         if customer.channel is None:
             customer.channel = channel
         elif customer.channel != channel:
             unresolved = any(case.status in ("open", "waiting") for case in customer.cases.values())
-            if customer.session_events > 1 or unresolved:
+            if (visit is not None and customer.session_events > 1) or unresolved:
                 self.counts["handoffs.channel"] += 1
             customer.channel = channel
 
@@ -177,8 +183,7 @@ class Count:
             self.counts["cases.reassigned"] += case.reassigned == 0
             case.reassigned = reassigned
 
-    def _attempt(self, customer: Customer, case: Case, channel: str, at: datetime) -> None:
-        contact = (customer.session, channel)
+    def _attempt(self, case: Case, contact: tuple[int | None, str], at: datetime) -> None:
         if case.status in ("open", "waiting") and case.contact != contact:
             case.contact = contact
             case.attempts += 1

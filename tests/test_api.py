@@ -623,26 +623,27 @@ def test_stats_add_up_to_what_was_sent(own: tuple[EmbeddedStack, httpx.Client]) 
         an_event("b1", time=at[3], channel="voice", type="call.started", item={"kind": "case", "id": "2"}),
         an_event("b1", time=at[4], channel="voice", item={"kind": "case", "id": "2", "sla_missed": True}),
         an_event("b1", time=at[5], channel="voice", item={"kind": "order", "id": "9", "status": "waiting"}),
+        an_event("b1", time=at[6], channel="voice", item={"kind": "case", "id": "3"}),
     )
     stack.append([Output(event_topic("web"), b"k", b"not an event")])
     stack.drain()
     body = api.get("/v1/stats").json()
     models.Stats.model_validate(body)
-    assert (body["accepted"], body["duplicates"], body["late"]) == (7, 1, 0)
+    assert (body["accepted"], body["duplicates"], body["late"]) == (8, 1, 0)
     assert body["rejected"] == {"total": 1, "by_reason": {"not_json": 1}}
-    assert body["events"]["total"] == 6
-    assert body["events"]["by_channel"] == {"chat": 2, "voice": 3, "web": 1}
-    assert body["events"]["by_type"] == {"call.started": 1, "page.viewed": 5}
-    assert body["events"]["by_channel_and_type"]["voice"] == {"call.started": 1, "page.viewed": 2}
+    assert body["events"]["total"] == 7
+    assert body["events"]["by_channel"] == {"chat": 2, "voice": 4, "web": 1}
+    assert body["events"]["by_type"] == {"call.started": 1, "page.viewed": 6}
+    assert body["events"]["by_channel_and_type"]["voice"] == {"call.started": 1, "page.viewed": 3}
     assert body["touchpoints"] == {"web": {"/cart": 1}}
     assert (body["customers"], body["sessions"]) == (2, 2)
     assert body["handoffs"] == {"total": 1, "by_kind": {"channel": 1}}
     assert body["customers_with_items"] == {"total": 2, "by_identifier": {"user_id": 2}}
     assert body["items"]["case"] == {
-        "opened": 2,
-        "by_channel": {"chat": 1, "voice": 1},
-        "by_status": {"closed": 1, "open": 1},
-        "open": 1,
+        "opened": 3,
+        "by_channel": {"chat": 1, "voice": 2},
+        "by_status": {"closed": 1, "open": 2},
+        "open": 2,
     }
     assert body["items"]["order"]["open"] == 1
     assert body["items_with"] == {"reopened": 0, "reassigned": 0, "sla_missed": 1}

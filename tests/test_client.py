@@ -17,8 +17,7 @@ from segue.client import Client, SeveralUndelivered, event
 from segue.core.event import Event, Identifier, decode
 from segue.core.partition import partition_of
 from segue.errors import Refused, SettingsError, Undelivered
-from segue.log.port import Output
-from segue.routing import in_order, routing_key
+from segue.routing import Routed, in_order, names_of, route
 from segue.settings import Settings
 from segue.topics import event_topic
 from tests.support.stack import ApiServer, EmbeddedStack
@@ -132,17 +131,36 @@ def test_the_client_wants_exactly_one_address() -> None:
 
 
 def test_the_routing_key_is_the_strongest_identifier_in_one_spelling() -> None:
-    found = routing_key((Identifier("device_id", "d1"), Identifier("email", " Ana@Example.COM ")))
-    assert found == b"email:ana@example.com"
-    assert routing_key((Identifier("phone", "138 0013 8000"),), "CN") == b"phone:+8613800138000"
-    assert routing_key((Identifier("phone", "138 0013 8000"),)) is None
+    found = names_of((Identifier("device_id", "d1"), Identifier("email", " Ana@Example.COM ")))
+    assert found == ("email:ana@example.com", "device_id:d1")
+    assert names_of((Identifier("phone", "138 0013 8000"),), "CN") == ("phone:+8613800138000",)
+    assert names_of((Identifier("phone", "138 0013 8000"),)) == ()
 
 
-def test_a_key_in_a_second_topic_waits_for_what_came_before_it() -> None:
-    web, chat = event_topic("web"), event_topic("chat")
-    sent = [Output(web, b"a", b"1"), Output(chat, b"b", b"2"), Output(web, b"a", b"3"), Output(chat, b"a", b"4")]
-    assert [[output.value for output in run] for run in in_order(sent)] == [[b"1", b"2", b"3"], [b"4"]]
+def routed(channel: str, value: str, **identifiers: str) -> Routed:
+    sent = event(type="page.viewed", channel=channel, identifiers=identifiers, time=datetime.now(UTC), id=value)
+    found = route(msgspec.json.encode(sent))
+    assert isinstance(found, Routed)
+    return found
+
+
+def test_a_customer_who_changes_channel_waits_for_what_came_before() -> None:
+    sent = [
+        routed("web", "1", user_id="a"),
+        routed("chat", "2", user_id="b"),
+        routed("web", "3", user_id="a"),
+        routed("chat", "4", user_id="a"),
+    ]
+    assert [[msgspec.json.decode(output.value)["id"] for output in run] for run in in_order(sent)] == [
+        ["1", "2", "3"],
+        ["4"],
+    ]
     assert list(in_order([])) == []
+
+
+def test_a_visitor_who_signs_in_waits_for_what_came_before_though_the_key_is_another() -> None:
+    sent = [routed("web", "1", anonymous_id="x"), routed("web", "2", user_id="a", anonymous_id="x")]
+    assert len(list(in_order(sent))) == 2
 
 
 # --- over HTTP

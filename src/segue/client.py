@@ -14,10 +14,9 @@
 An event is checked before it is sent: a wrong one raises `Refused` at once, naming the field and how to
 mend it. Leaving the block, or `flush()`, returns when everything was acknowledged, or raises.
 
-Order. Kafka orders within a topic, and each channel is a topic. So when a customer's last event went to
-another channel and is not acknowledged yet, the client waits for that before it sends the next. A
-customer is told by the strongest identifier of an event; two events of one person that share no
-identifier are two customers here.
+Order. Kafka orders within a partition; each channel is a topic, and the strongest identifier is the key. So
+when an earlier event that shares an identifier with this one went elsewhere (the customer changed channel,
+or signed in) and is not acknowledged yet, the client waits for that before it sends this one.
 """
 
 from __future__ import annotations
@@ -91,9 +90,9 @@ class SeveralUndelivered(Undelivered):
 
 
 class _Under(Struct):
-    """A customer's events under way: to which topic, and how many."""
+    """The events under way that bear one identifier: in which lane, and how many."""
 
-    topic: str
+    lane: tuple[str, bytes]
     count: int = 0
 
 
@@ -122,7 +121,7 @@ class Client:
         if (kafka is None) == (url is None):
             raise SettingsError("Client: give either kafka=... or url=...")
         self._region, self._timeout_s, self._on_delivery = phone_region, timeout_s, on_delivery
-        self._under_way: dict[bytes, _Under] = {}
+        self._under_way: dict[str, _Under] = {}
         self._failures: dict[str, Undelivered] = {}
         self._lock = threading.RLock()
         self._transport: Transport = (
@@ -136,13 +135,13 @@ class Client:
 
         It is queued; `flush` says whether it arrived. Raises Refused when it is wrong, Undelivered when
         nothing was acknowledged for `timeout_s` and there is no room, or an earlier event of the customer
-        on another channel is not acknowledged in time. In both cases this event was not sent.
+        that went elsewhere is not acknowledged in time. In both cases this event was not sent.
         """
         routed = self._checked(event(**fields) if event_or_none is None else event_or_none)
         with self._lock:
             self._keep_order(routed)
-            under = self._under_way.setdefault(routed.key, _Under(routed.topic))
-            under.count += 1
+            for name in routed.names:
+                self._under_way.setdefault(name, _Under(routed.lane)).count += 1
             try:
                 self._transport.put(routed, self._timeout_s)
             except BaseException:
@@ -195,8 +194,8 @@ class Client:
         return found
 
     def _keep_order(self, routed: Routed) -> None:
-        under = self._under_way.get(routed.key)
-        if under is not None and under.topic != routed.topic:
+        under = (self._under_way.get(name) for name in routed.names)
+        if any(each is not None and each.lane != routed.lane for each in under):
             self._transport.flush(self._timeout_s)
 
     def _settled(self, routed: Routed, error: Undelivered | None) -> None:
@@ -207,7 +206,8 @@ class Client:
             self._on_delivery(routed.event.id, error)
 
     def _arrived(self, routed: Routed) -> None:
-        under = self._under_way[routed.key]
-        under.count -= 1
-        if not under.count:
-            del self._under_way[routed.key]
+        for name in routed.names:
+            under = self._under_way[name]
+            under.count -= 1
+            if not under.count:
+                del self._under_way[name]

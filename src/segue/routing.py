@@ -24,25 +24,33 @@ NO_USABLE_IDENTIFIER = Rejected(
 
 
 class Routed(Struct, frozen=True):
-    """An event that passed the checks, with its place in the log. `raw` is as the sender wrote it."""
+    """An event that passed the checks, with its place in the log. `raw` is as the sender wrote it.
+
+    `names` are its usable identifiers, `type:value`, strongest first; the first is the key.
+    """
 
     event: Event
     topic: str
     key: bytes
     raw: bytes
+    names: tuple[str, ...]
+
+    @property
+    def lane(self) -> tuple[str, bytes]:
+        """Events of one lane keep their order by themselves: same topic, same partition."""
+        return self.topic, self.key
 
     @property
     def output(self) -> Output:
         return Output(self.topic, self.key, self.raw)
 
 
-def routing_key(identifiers: tuple[Identifier, ...], region: str | None = None) -> bytes | None:
-    """The strongest usable identifier, normalised, as `type:value`; None when there is none.
+def names_of(identifiers: tuple[Identifier, ...], region: str | None = None) -> tuple[str, ...]:
+    """The usable identifiers, normalised, as `type:value`, strongest first.
 
     `region` reads phone numbers written without a country code (`Settings.phone_region`).
     """
-    usable = normalise(identifiers, region)
-    return ref(usable[0]).encode() if usable else None
+    return tuple(ref(identifier) for identifier in normalise(identifiers, region))
 
 
 def route(raw: bytes, region: str | None = None) -> Routed | Rejected:
@@ -50,24 +58,25 @@ def route(raw: bytes, region: str | None = None) -> Routed | Rejected:
     event = decode(raw)
     if isinstance(event, Rejected):
         return event
-    key = routing_key(event.data.identifiers, region)
-    if key is None:
+    names = names_of(event.data.identifiers, region)
+    if not names:
         return NO_USABLE_IDENTIFIER
-    return Routed(event, event_topic(event.channel), key, raw)
+    return Routed(event, event_topic(event.channel), names[0].encode(), raw, names)
 
 
-def in_order(outputs: Iterable[Output]) -> Iterator[list[Output]]:
-    """Cut outputs into runs to be acknowledged one after another.
+def in_order(events: Iterable[Routed]) -> Iterator[list[Output]]:
+    """Cut events into runs to be acknowledged one after another.
 
-    A log keeps order within a topic only. So where a key turns up in a second topic, a new run begins: the
-    customer's next contact is then received after the last, not beside it.
+    A log keeps order within a partition only. So where an identifier turns up in a second lane (the customer
+    changed channel, or signed in), a new run begins: what came later is then received later.
     """
     run: list[Output] = []
-    topics: dict[bytes | None, str] = {}
-    for output in outputs:
-        if topics.setdefault(output.key, output.topic) != output.topic:
+    lanes: dict[str, tuple[str, bytes]] = {}
+    for event in events:
+        if any(lanes.get(name, event.lane) != event.lane for name in event.names):
             yield run
-            run, topics = [], {output.key: output.topic}
-        run.append(output)
+            run, lanes = [], {}
+        lanes.update(dict.fromkeys(event.names, event.lane))
+        run.append(event.output)
     if run:
         yield run

@@ -22,8 +22,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from segue.errors import LogUnavailable, SettingsError, StoreUnavailable
-from segue.log.port import Log, Output
-from segue.routing import in_order
+from segue.log.port import Log
+from segue.routing import Routed, in_order
 from segue.runtime import open_log, redis_url
 from segue.settings import Settings
 from segue.store.connect import reachable
@@ -138,20 +138,20 @@ class LogDoor:
         # waits for a thread when its time is up is never begun.
         self._threads = ThreadPoolExecutor(_WRITERS, "log")
 
-    async def append(self, outputs: Iterable[Output]) -> None:
+    async def append(self, events: Iterable[Routed]) -> None:
         """Write all, in order; returns when all are acknowledged. Raises LogUnavailable, outcome unknown."""
-        written = asyncio.get_running_loop().run_in_executor(self._threads, self._append, list(outputs))
+        written = asyncio.get_running_loop().run_in_executor(self._threads, self._append, list(events))
         try:
             await asyncio.wait_for(written, APPEND_S)
         except TimeoutError:
             raise LogUnavailable(f"the log did not acknowledge within {APPEND_S:g} s") from None
 
-    def _append(self, outputs: list[Output]) -> None:
+    def _append(self, events: list[Routed]) -> None:
         try:
             with self._lock:
                 if self._log is None:
                     self._log = open_log(self._settings)
-            for run in in_order(outputs):
+            for run in in_order(events):
                 self._log.append(run)
         except SettingsError as error:  # the topics are not there yet: no processor has started
             raise LogUnavailable(str(error)) from error

@@ -147,7 +147,7 @@ def _all_refused(why: list[Rejected], bad: list[dict[str, Any]]) -> Problem:
 
 async def _accept(services: Services, good: list[Routed], bad: list[dict[str, Any]]) -> Response:
     if good:
-        await services.log.append(found.output for found in good)
+        await services.log.append(good)
     told: dict[str, Any] = {"accepted": len(good), "ids": [found.event.id for found in good]}
     if bad:
         told["rejected"] = bad

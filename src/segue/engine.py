@@ -17,6 +17,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 import msgspec
@@ -30,6 +31,8 @@ from segue.metrics import Meter, Snapshot
 from segue.store.shards import Fence, ShardStore, Write, encode_fence
 
 REPORT_S = 0.2
+COMMIT_S = 1.0
+"""How long the log's offsets may lag behind the fence while nothing is emitted."""
 HELD_BATCHES = 4
 """How many batches of one partition may wait in memory for older records of others."""
 LINGER_S = 0.005
@@ -124,6 +127,8 @@ class Engine:
         self._ended: set[TP] = set()
         self._resting: set[TP] = set()
         self._caught_up: dict[str, int] = {}
+        self._pending: dict[TP, int] = {}
+        self._committed_at = 0.0
         self._report_at = 0.0
         self._turned_at = 0.0
         self._failures = 0
@@ -137,6 +142,9 @@ class Engine:
                     self._failures = 0
                 except (LogUnavailable, StoreUnavailable, MemberLost) as error:
                     self._recover(error)
+            if self._member is not None:
+                with suppress(SegueError):  # the fence knows what the log was not told
+                    self._commit_pending(self._member)
         finally:
             if self._member is not None:
                 self._member.close()
@@ -161,6 +169,8 @@ class Engine:
         if records:
             self._turned_at = time.monotonic()
             self._turns(self._member, records)
+        if time.monotonic() - self._committed_at > COMMIT_S:
+            self._commit_pending(self._member)
         for tp in self._ended:
             if self._merge is None or not self._merge.held(tp):
                 self._caught_up[self._shards[tp].name] = now
@@ -222,7 +232,7 @@ class Engine:
         outputs = processor.apply(batch)
         offsets = {tp: found[-1].offset() + 1 for tp, found in records.items()}
         if emit:
-            member.commit(outputs, offsets)
+            self._commit(member, outputs, offsets)
         writes = [self._write(shard, offsets[tp]) for tp, shard in shards.items()]
         surprised = self._store.write(writes)
         now = self._clock()
@@ -240,6 +250,28 @@ class Engine:
             self.meter.counts["fence_surprises"] += len(surprised)
             self._to_restore(member, [tp for tp, shard in shards.items() if shard.name in surprised])
         self._trim()
+
+    def _commit(self, member: Member, outputs: list[Output], offsets: dict[TP, int]) -> None:
+        """Commit, or put it off when there is nothing to emit.
+
+        Then the fence alone says how far the state is, and it is what a restore goes by; a transaction for
+        offsets only would cost the broker as much as one with records.
+        """
+        self._pending |= offsets
+        if outputs or time.monotonic() - self._committed_at > COMMIT_S:
+            member.commit(outputs, self._pending)
+            self._pending = {}
+            self._committed_at = time.monotonic()
+
+    def _commit_pending(self, member: Member) -> None:
+        """Commit the offsets put off. When that fails nothing is lost: the fence knows them."""
+        if self._pending:
+            try:
+                member.commit((), self._pending)
+            except Fenced as error:
+                log.info("partitions passed to another owner", processor=self.processor.name, why=str(error))
+            self._pending = {}
+            self._committed_at = time.monotonic()
 
     def _write(self, shard: Shard, next_offset: int) -> Write:
         encode = self.processor.encode
@@ -316,6 +348,7 @@ class Engine:
 
     def _drop(self, tp: TP) -> None:
         shard = self._shards.pop(tp, None)
+        self._pending.pop(tp, None)
         self._ended.discard(tp)
         self._resting.discard(tp)
         if self._merge is not None:

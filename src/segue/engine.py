@@ -163,7 +163,7 @@ class Engine:
         self._waiting.update(polled.assigned)
         if self._waiting:
             self._restore(self._member)
-        self._ended.difference_update(polled.records)
+        self._ended.difference_update(polled.records, polled.behind)
         self._ended.update(tp for tp in polled.ended if tp in self._shards)
         records = polled.records if self._merge is None else self._in_order(self._member, self._merge, polled)
         if records:
@@ -178,7 +178,7 @@ class Engine:
 
     def _in_order(self, member: Member, merge: TimeMerge, polled: Polled) -> dict[TP, list[Record]]:
         """Pass the records through the merge; a partition far ahead of the others rests meanwhile."""
-        merge.add(polled.records, polled.ended)
+        merge.add(polled.records, polled.ended, polled.behind)
         records = merge.take()
         for tp in polled.records:
             if merge.held(tp) > HELD_BATCHES * self._batch:

@@ -36,13 +36,14 @@ class TimeMerge:
         self._buffers.pop(tp, None)
         self._open.discard(tp)
 
-    def add(self, records: dict[TP, list[Record]], ended: Iterable[TP]) -> None:
-        """Take in what a poll brought; `ended` have no more for now."""
+    def add(self, records: dict[TP, list[Record]], ended: Iterable[TP], behind: Iterable[TP] = ()) -> None:
+        """Take in what a poll brought; `ended` have no more for now, `behind` have, though they ended before."""
         for tp, found in records.items():
             if tp in self._buffers:
                 self._buffers[tp] += found
                 self._open.add(tp)
         self._open.difference_update(ended)
+        self._open.update(tp for tp in behind if tp in self._buffers)
 
     def held(self, tp: TP) -> int:
         """How many records of a partition wait."""

@@ -15,13 +15,14 @@ from confluent_kafka import (
     OFFSET_BEGINNING,
     OFFSET_INVALID,
     Consumer,
+    IsolationLevel,
     KafkaError,
     KafkaException,
     Producer,
     TopicCollection,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
 from segue.errors import Fenced, LogUnavailable, MemberLost, SettingsError
 from segue.log.port import TP, Output, Polled, Record
@@ -35,6 +36,15 @@ _OWNERSHIP_LOST = {
 }
 _TRANSACTION_S = 30.0
 """How long one transaction may be retried before it is given up; the broker's own limit is shorter."""
+
+_ENDS_S = 1.0
+"""How long the broker may take to say where its partitions end."""
+
+_SETTLE_S = 0.002
+"""A small fetch is taken apart partition by partition within this time; then all of it is there to be ordered."""
+
+_MANY = 50
+"""From so many records on it may not be; then the broker is asked, which costs 4 ms and is shared by all of them."""
 
 _JOIN_S = 10.0
 
@@ -216,6 +226,8 @@ class KafkaMember:
         self._assigned: list[TP] = []
         self._revoked: list[TP] = []
         self._active: set[TP] = set()
+        self._next: dict[TP, int] = {}
+        self._several = len(topics) > 1
         self._owned: set[TP] = set()
         self._closed = False
         self._producer = Producer(
@@ -271,6 +283,8 @@ class KafkaMember:
     def poll(self, max_records: int, timeout_s: float) -> Polled:
         # consume() waits for a full batch; so wait for one record, then take what is there already.
         first = self._consumer.poll(timeout_s)
+        if first is not None and self._several:
+            time.sleep(_SETTLE_S)
         messages = [] if first is None else [first, *self._consumer.consume(max_records, 0)]
         records: dict[TP, list[Record]] = {}
         ended: list[TP] = []
@@ -278,6 +292,8 @@ class KafkaMember:
             tp = (message.topic(), message.partition())
             error = message.error()
             if error is not None:
+                if error.code() == KafkaError._PARTITION_EOF and tp in self._active:
+                    self._next[tp] = message.offset()
                 self._consumer_error(error, tp, ended)
             elif tp in self._active:
                 batch = records.get(tp)
@@ -285,10 +301,30 @@ class KafkaMember:
                     records[tp] = [message]
                 else:
                     batch.append(message)
+        for tp, batch in records.items():
+            self._next[tp] = batch[-1].offset() + 1
+        behind = self._behind() if self._several and len(messages) >= _MANY else []
         ended += [tp for tp, batch in records.items() if self._at_end(tp, batch[-1].offset())]
+        ended = [tp for tp in ended if tp not in behind]
         assigned, self._assigned = self._assigned, []
         revoked, self._revoked = self._revoked, []
-        return Polled(records, assigned, revoked, ended)
+        return Polled(records, assigned, revoked, ended, behind)
+
+    def _behind(self) -> list[TP]:
+        """The partitions that have records which were received before those we just got, and not delivered.
+
+        A fetch brings partitions one after another, so that another one's older records may still be under
+        way, though it was at its end a moment ago. The broker's ends, asked for now, tell.
+        """
+        wanted = {TopicPartition(*tp): OffsetSpec.latest() for tp in self._active}
+        try:
+            found = self._admin.list_offsets(
+                wanted, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=_ENDS_S
+            )
+            ends = {(p.topic, p.partition): future.result(_ENDS_S).offset for p, future in found.items()}
+        except (KafkaException, TimeoutError):  # a leader moves: go on as the consumer sees it
+            return []
+        return [tp for tp, end in ends.items() if end > self._next.get(tp, 0)]
 
     def _at_end(self, tp: TP, offset: int) -> bool:
         """Whether the last fetch already said that nothing follows, without waiting for the next to say so."""
@@ -309,6 +345,7 @@ class KafkaMember:
         if tp in self._active:
             self._consumer.incremental_unassign([TopicPartition(*tp)])
         self._consumer.incremental_assign([at])
+        self._next[tp] = offset or 0
         self._active.add(tp)
 
     def pause(self, tp: TP) -> None:
@@ -339,6 +376,10 @@ class KafkaMember:
             raise LogUnavailable(f"topic {topic}: {error.args[0].str()}") from error
 
     def commit(self, outputs: Iterable[Output], offsets: dict[TP, int]) -> None:
+        # The broker checks that the member is of the group's generation, not that the partitions are its own.
+        lost = offsets.keys() - self._owned
+        if lost:
+            raise Fenced(f"{len(lost)} partitions have another owner now")
         producer = self._producer
         self._guard(producer.begin_transaction)
         try:
@@ -350,6 +391,9 @@ class KafkaMember:
             self._retry(lambda: producer.commit_transaction(_TRANSACTION_S))
         except KafkaException as error:
             self._abort(error.args[0])
+        except BaseException:  # whoever makes the outputs failed
+            self._guard(lambda: self._retry(lambda: producer.abort_transaction(_TRANSACTION_S)))
+            raise
 
     def _abort(self, error: KafkaError) -> None:
         """End a failed transaction and say whose fault it was. Never returns."""

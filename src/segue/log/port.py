@@ -49,12 +49,16 @@ class Output(NamedTuple):
 
 
 class Polled(NamedTuple):
-    """What a poll brought. `ended` are partitions read to their end; `revoked` are ours no more."""
+    """What a poll brought. `ended` are partitions read to their end; `revoked` are ours no more.
+
+    `behind` are partitions that hold records received before the newest of `records`, and not delivered yet.
+    """
 
     records: dict[TP, list[Record]]
     assigned: list[TP]
     revoked: list[TP]
     ended: list[TP]
+    behind: Sequence[TP] = ()
 
 
 class Member(Protocol):

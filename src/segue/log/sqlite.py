@@ -251,7 +251,12 @@ class SqliteMember:
         }
         behind = [tp for tp, at in self._positions.items() if at < int(heads.get(tp, 0))]  # type: ignore[call-overload]
         share = -(-most // max(1, len(behind)))  # every partition gets its part, so none runs far ahead
-        records = {tp: _rows(self._file, tp, self._file.topic(tp[0])[0], self._positions[tp], share) for tp in behind}
+        # No further than the heads say: what came since may follow something in a partition not looked at.
+        records = {
+            tp: [row for row in rows if row.offset() < int(heads[tp])]  # type: ignore[call-overload]
+            for tp in behind
+            if (rows := _rows(self._file, tp, self._file.topic(tp[0])[0], self._positions[tp], share))
+        }
         for tp, rows in records.items():
             self._positions[tp] = rows[-1].offset() + 1
         done = {tp for tp, at in self._positions.items() if at >= int(heads.get(tp, 0))}  # type: ignore[call-overload]

@@ -35,13 +35,14 @@ class IdentityIndex:
 
     def owners(self, refs: Iterable[str]) -> dict[str, str]:
         """The entries of those identifiers (`type:value`) that have an owner."""
-        known = self._known
-        wanted = list(dict.fromkeys(refs))
-        missing = [ref for ref in wanted if ref not in known]
+        wanted = dict.fromkeys(refs)
+        found = {ref: self._known[ref] for ref in wanted if ref in self._known}
+        missing = [ref for ref in wanted if ref not in found]
         for ref, owner in zip(missing, self._get([self._owner(ref) for ref in missing]), strict=True):
             if owner is not None:
+                found[ref] = owner
                 self._keep(ref, owner)
-        return {ref: known[ref] for ref in wanted if ref in known}
+        return found
 
     def uniques(self, wanted: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
         """Values by (customer key, unique type), where the customer has one."""

@@ -24,6 +24,9 @@ from tests.support.processes import environment
 
 console = Console(width=100)
 
+WARM_UP_S = 45
+"""A broker's JIT compiler needs it on two cores that are all in use; before, latencies are many times higher."""
+
 
 def throughput(stack: str, count: int, customers: int) -> None:
     """Fill the event topics, then let each processor work through its input, between two bare loops."""
@@ -68,7 +71,8 @@ def latency(stack: str, rates: Sequence[int], seconds: int) -> None:
     for column in table.columns:
         column.justify = "right"
     with fresh(stack) as settings, processors(settings):
-        first = pace(settings, 200, 10, 0)  # warm-up: JIT compilers, caches, connections
+        console.print(f"[dim]{stack}: warming up for {WARM_UP_S} s[/]")
+        first = pace(settings, 1000, WARM_UP_S, 0)
         for rate in rates:
             before = _buckets(settings)
             sent = pace(settings, rate, seconds, first)

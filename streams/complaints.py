@@ -19,8 +19,8 @@ import faust
 from msgspec import Struct
 
 from segue.agents import burst
-from segue.agents.app import app, run
 from segue.agents.records import StructCodec, journey_steps, send, signals
+from segue.agents.worker import app, run
 from segue.core import ids
 from segue.core.interaction import StepView
 from segue.core.rules import Condition, RuleBook, Signal

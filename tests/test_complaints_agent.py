@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segue.agents import burst
-from segue.agents.app import EXIT_FAILED, app
 from segue.agents.burst import Burst, BurstState, Policy, Seen, observe
+from segue.agents.worker import EXIT_FAILED, app
 from segue.core import ids
 from segue.core.interaction import Entry, Fact, Step, StepView
 from segue.core.rules import Signal

@@ -35,7 +35,7 @@ COMMIT_S = 1.0
 """How long the log's offsets may lag behind the fence while nothing is emitted."""
 HELD_BATCHES = 4
 """How many batches of one partition may wait in memory for older records of others."""
-LINGER_S = 0.005
+LINGER_S = 0.01
 """Least time between two turns: what arrives meanwhile shares a transaction, which costs the broker more
 than the records in it."""
 _POLL_S = 0.1

@@ -40,8 +40,11 @@ class Settings(BaseSettings):
     api_url: str | None = None
     """Where the client, the importer and `segue stats` find the API. Not set: host and port above."""
 
-    partitions: Annotated[int, Field(ge=1, le=1024)] = 12
-    event_partitions: Annotated[int, Field(ge=1, le=1024)] = 3
+    partitions: Annotated[int, Field(ge=1, le=1024)] = 6
+    """Of interactions, steps and signals: the most processes that can share the work. A transaction costs the
+    broker by the partitions it touches, so no more than you will need."""
+    event_partitions: Annotated[int, Field(ge=1, le=1024)] = 2
+    """Of each channel's topic."""
     replication: Annotated[int, Field(ge=1, le=9)] = 1
     """Copies of each Kafka topic. Three, with min.insync.replicas 2, for anything that matters."""
 

@@ -5,9 +5,9 @@ Needs the extra `segue[faust]`. Everything an agent needs is named here; `burst`
 
 from __future__ import annotations
 
-from segue.agents.app import app, run
 from segue.agents.burst import Burst, BurstState, Policy
 from segue.agents.records import journey_steps, signals, tell
+from segue.agents.worker import app, run
 from segue.core.interaction import StepView
 from segue.core.rules import Signal
 

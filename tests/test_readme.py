@@ -70,7 +70,9 @@ def test_the_reading_commands_of_the_readme_answer(running: tuple[EmbeddedStack,
 
 
 def test_every_command_that_the_readme_names_exists() -> None:
-    named = set(re.findall(r"\bsegue (?!up`|\[)([a-z]+)", " ".join(re.findall(r"`[^`]*`|\.venv/bin/segue \w+", README))))
+    named = set(
+        re.findall(r"\bsegue (?!up`|\[)([a-z]+)", " ".join(re.findall(r"`[^`]*`|\.venv/bin/segue \w+", README)))
+    )
     assert {"up", "run", "import", "config", "topics"} <= named
     for command in named:
         done = subprocess.run([sys.executable, "-m", "segue", command, "--help"], capture_output=True, text=True)

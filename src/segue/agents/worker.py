@@ -35,10 +35,25 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         consumer._isolation_level = "read_committed"
         return consumer
 
+    async def seek_to_committed(self) -> Any:
+        """Also those partitions that have no committed offset yet, which Faust leaves where they are."""
+        found = await super().seek_to_committed()
+        never = [tp for tp, offset in found.items() if not offset and not self.consumer._is_changelog_tp(tp)]
+        if never and self.app.conf.consumer_auto_offset_reset == "earliest":
+            await self.call_thread(self._ensure_consumer().seek_to_beginning, *never)
+        return found
+
 
 class _Consumer(driver.Consumer):  # type: ignore[misc]
     def _new_consumer_thread(self) -> Any:
         return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    def resume_partitions(self, tps: Any) -> None:
+        # Once the tables are restored, Faust lets the streams' records flow in, and a moment later empties the
+        # queues they went to: those records are never processed. So hold them until `resume_flow`, which follows.
+        if not all(self._is_changelog_tp(tp) for tp in tps):
+            self.stop_flow()
+        super().resume_partitions(tps)
 
     async def _add_gap(self, tp: Any, offset_from: int, offset_to: int) -> None:
         # Called at every transaction's marker, with the record behind it as `offset_to`. Faust counts that record

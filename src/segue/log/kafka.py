@@ -47,6 +47,7 @@ _MANY = 50
 """From so many records on it may not be; then the broker is asked, which costs 4 ms and is shared by all of them."""
 
 _JOIN_S = 10.0
+_DELIVERY_S = 30.0
 
 
 class KafkaLog:
@@ -123,7 +124,8 @@ class KafkaLog:
             waiting.one_more()
             _produce(producer, output, delivered)
         waiting.one_less()
-        done.wait()
+        if not done.wait(_DELIVERY_S + 5):  # librdkafka gives up before that
+            raise LogUnavailable(f"Kafka at {self._bootstrap} did not acknowledge within {_DELIVERY_S:g} s")
         if failed:
             raise LogUnavailable(f"Kafka at {self._bootstrap} did not acknowledge: {failed[0].str()}")
 
@@ -139,7 +141,7 @@ class KafkaLog:
                         "linger.ms": 2,
                         "partitioner": "murmur2_random",
                         "message.max.bytes": MAX_RECORD_BYTES,
-                        "delivery.timeout.ms": 30_000,
+                        "delivery.timeout.ms": int(_DELIVERY_S * 1000),
                     }
                 )
             return self._producer
@@ -180,9 +182,10 @@ class KafkaLog:
         return KafkaMember(self._common, self._bootstrap, group, topics, instance)
 
     def close(self) -> None:
+        if self._producer is not None and self._producer.flush(5):
+            self._producer.purge()  # who waits for these is told now that they will not arrive
+            self._producer.flush(1)
         self._closed.set()
-        if self._producer is not None:
-            self._producer.flush(10)
 
 
 class _Countdown:

@@ -109,9 +109,7 @@ def _buckets(settings: Settings) -> dict[str, list[int]]:
     client = redis.Redis.from_url(settings.redis or "")
     found = [metrics.decode(raw) for raw in client.hvals(METRICS)]  # type: ignore[union-attr, arg-type]
     empty = [0] * (len(metrics.BOUNDS_MS) + 1)
-    return {
-        name: metrics.merged([s for s in found if s.processor == name]) or empty for name in runtime.PROCESSORS
-    }
+    return {name: metrics.merged([s for s in found if s.processor == name]) or empty for name in runtime.PROCESSORS}
 
 
 def main() -> None:

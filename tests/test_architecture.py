@@ -15,12 +15,14 @@ FILES = sorted([*(ROOT / "src/segue").rglob("*.py"), *(ROOT / "streams").glob("*
 LAYERS = [
     {"segue.core", "segue.errors", "segue"},
     {"segue.topics", "segue.metrics", "segue.embedded", "segue.rules"},
-    {"segue.settings", "segue.normalise", "segue.log", "segue.store", "segue.deadletters", "segue.routing", "segue.merge"},
+    {"segue.settings", "segue.normalise", "segue.log", "segue.store", "segue.deadletters"},
+    {"segue.routing", "segue.merge"},
     {"segue.engine", "segue.transports"},
     {"segue.client"},
     {"streams.resolve", "streams.context", "streams.signals", "streams"},
     {"segue.runtime"},
-    {"segue.up", "segue.api", "segue.importer", "segue.agents", "segue.schemas_tool", "segue.demo", "streams.complaints"},
+    {"segue.up", "segue.api", "segue.importer", "segue.agents", "segue.schemas_tool"},
+    {"segue.demo", "streams.complaints"},
     {"segue.cli"},
     {"segue.__main__"},
 ]  # fmt: skip
@@ -105,10 +107,13 @@ def test_importing_does_nothing_but_import() -> None:
 import sys, importlib
 import confluent_kafka.admin, email_validator, fastapi, faust, httpx, phonenumbers, redis.asyncio, uvicorn  # not ours
 seen = []
+WRITING = set("wax+")
 def hook(event, args):
+    if "'file', '-b'" in str(args):  # the platform module looks at Python itself, for Faust
+        return
     if event in ("socket.connect", "socket.bind", "subprocess.Popen", "sqlite3.connect", "os.mkdir", "os.remove"):
         seen.append((event, str(args)[:80]))
-    elif event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+") and "__pycache__" not in str(args[0]):
+    elif event == "open" and isinstance(args[1], str) and set(args[1]) & WRITING:
         seen.append((event, str(args)[:80]))
 sys.dont_write_bytecode = True
 sys.addaudithook(hook)
@@ -117,6 +122,7 @@ for name in sys.argv[1:]:
 print(seen)
 """
     modules = [name_of(file) for file in FILES if not name_of(file).endswith("__main__")]
-    done = subprocess.run([sys.executable, "-c", watcher, *modules], capture_output=True, text=True, cwd=ROOT)
+    command = [sys.executable, "-c", watcher, *modules]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"

@@ -20,6 +20,7 @@ from segue.deadletters import dead_letter
 from segue.engine import Shard
 from segue.log.port import TP, Log, Output, Record
 from segue.normalise import normalise
+from segue.routing import NO_USABLE_IDENTIFIER
 from segue.store.identity import KEY_WIDTH, IdentityIndex
 from segue.store.shards import Fence
 from segue.topics import EVENT_TOPICS, EVENTS, IDENTITY, INTERACTIONS
@@ -78,11 +79,7 @@ class Resolve:
             return Rejected("wrong_topic", "$.channel", f"publish {event.channel} events to {EVENTS}{event.channel}")
         identifiers = normalise(event.data.identifiers, self._region)
         if not identifiers:
-            return Rejected(
-                "missing_identifiers",
-                "$.data.identifiers",
-                "no usable identifier: placeholders, malformed addresses and numbers name nobody",
-            )
+            return NO_USABLE_IDENTIFIER
         return Arrival(event, identifiers, record.timestamp()[1])
 
     def prepare(self, batch: list[tuple[Shard, list[tuple[Record, Arrival | Rejected]]]]) -> None:

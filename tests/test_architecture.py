@@ -29,7 +29,7 @@ LAYERS = [
 """From the inside out; a module may import from its own layer and from those before it."""
 
 ONLY_IN = {
-    "confluent_kafka": {"segue.log.kafka", "segue.transports"},
+    "confluent_kafka": {"segue.log.kafka", "segue.log.kafka_member", "segue.transports"},
     "sqlite3": {"segue.log.sqlite"},
     "redis": {"segue.store", "segue.embedded", "segue.runtime", "segue.api.doors", "segue.demo"},
     "faust": {"segue.agents", "streams.complaints"},

@@ -27,7 +27,7 @@ def place(
     request: pytest.FixtureRequest, tmp_path: Path, unique: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Place]:
     if request.param == "sqlite":
-        monkeypatch.setattr(sqlite, "EXPIRY_MS", 2500)  # Kafka's is the session timeout of log/kafka.py
+        monkeypatch.setattr(sqlite, "EXPIRY_MS", 2500)  # Kafka's is the session timeout of log/kafka_member.py
         found = Place(str(tmp_path / "log.sqlite"), unique, 2.5)
     else:
         found = Place(request.getfixturevalue("kafka_bootstrap"), unique, 10)

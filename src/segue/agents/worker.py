@@ -110,6 +110,7 @@ def app(name: str, settings: Settings | None = None, **options: Any) -> faust.Ap
         "consumer_auto_offset_reset": "earliest",
         "processing_guarantee": "at_least_once",
         "store": "memory://",
+        "table_standby_replicas": 0,
         "topic_partitions": found.partitions,
         "topic_replication_factor": found.replication,
         "topic_disable_leader": True,

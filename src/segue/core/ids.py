@@ -9,7 +9,7 @@ from __future__ import annotations
 from base64 import urlsafe_b64encode
 from hashlib import blake2b, sha1
 
-# Namespaces: UUIDv5 of the DNS namespace and "<kind>.segue". Changing one changes every id: never do.
+# The namespaces: arbitrary, and fixed for good. Changing one changes every id that was ever given.
 CUSTOMER = bytes.fromhex("6d2de3ff5d3c5bd3a8b55cd7ad3ae5a4")
 SESSION = bytes.fromhex("0a5f4b0b5c0e5b0f9a8a0d3e1c9f7a61")
 HANDOFF = bytes.fromhex("c3f7f6de0f0b5a0e8f7d6b0b9d2d4f15")

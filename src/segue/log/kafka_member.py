@@ -1,0 +1,276 @@
+"""A seat in a Kafka consumer group, with the right to commit outputs and offsets together.
+
+Exactly once between topics rests on KIP-447: one transactional producer per process, and the group's
+metadata sent with the offsets, so that the broker refuses the commit of a member that lost its partitions.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    OFFSET_INVALID,
+    Consumer,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    Producer,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, OffsetSpec
+
+from segue.errors import Fenced, LogUnavailable, MemberLost
+from segue.log.port import TP, Output, Polled, Record
+from segue.topics import MAX_RECORD_BYTES
+
+_OWNERSHIP_LOST = {
+    KafkaError.ILLEGAL_GENERATION,
+    KafkaError.UNKNOWN_MEMBER_ID,
+    KafkaError.REBALANCE_IN_PROGRESS,
+    KafkaError.FENCED_INSTANCE_ID,
+}
+_TRANSACTION_S = 30.0
+"""How long one transaction may be retried before it is given up; the broker's own limit is shorter."""
+
+_ENDS_S = 1.0
+"""How long the broker may take to say where its partitions end."""
+
+_SETTLE_S = 0.002
+"""A small fetch is taken apart partition by partition within this time; then all of it is there to be ordered."""
+
+_MANY = 50
+"""From so many records on it may not be; then the broker is asked, which costs 4 ms and is shared by all of them."""
+
+_JOIN_S = 10.0
+
+
+def produce(producer: Producer, output: Output, delivered: Callable[..., None] | None = None) -> None:
+    """Hand a record to a producer; waits while its queue is full."""
+    topic, key, value, partition, headers = output
+    while True:
+        try:
+            if headers is None and delivered is None:
+                producer.produce(topic, value, key, partition)
+            else:
+                producer.produce(topic, value, key, partition, on_delivery=delivered, headers=headers)
+            return
+        except BufferError:  # the queue is full: let deliveries out
+            producer.poll(0.05)
+
+
+class KafkaMember:
+    """`port.Member`: a consumer in a group and a transactional producer."""
+
+    def __init__(
+        self, common: dict[str, Any], bootstrap: str, group: str, topics: Sequence[str], instance: str
+    ) -> None:
+        self._bootstrap = bootstrap
+        self._admin = AdminClient(common)
+        self._assigned: list[TP] = []
+        self._revoked: list[TP] = []
+        self._active: set[TP] = set()
+        self._next: dict[TP, int] = {}
+        self._several = len(topics) > 1
+        self._owned: set[TP] = set()
+        self._closed = False
+        self._producer = Producer(
+            common
+            | {
+                "transactional.id": f"{group}.{instance}",
+                "transaction.timeout.ms": 10_000,
+                "linger.ms": 0,  # commit flushes anyway
+                # A transaction that follows at once finds the last one still being completed; ask again soon.
+                "retry.backoff.ms": 2,
+                "partitioner": "murmur2_random",
+                "message.max.bytes": MAX_RECORD_BYTES,
+                "queue.buffering.max.messages": 1_000_000,
+            }
+        )
+        self._guard(lambda: self._producer.init_transactions(_JOIN_S))
+        self._consumer = Consumer(
+            common
+            | {
+                "group.id": group,
+                "client.id": f"{group}.{instance}",
+                "enable.auto.commit": False,
+                "isolation.level": "read_committed",
+                "auto.offset.reset": "earliest",
+                "partition.assignment.strategy": "cooperative-sticky",
+                "enable.partition.eof": True,
+                "session.timeout.ms": 10_000,
+                "heartbeat.interval.ms": 1000,
+                "fetch.wait.max.ms": 100,
+                "queued.max.messages.kbytes": 32_768,  # bounds what waits in memory, per consumer
+                "fetch.message.max.bytes": MAX_RECORD_BYTES,
+            }
+        )
+        self._consumer.subscribe(
+            list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
+        )
+
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        # Assign nothing yet: `start` does, at the offset that the restore finds.
+        consumer.incremental_assign([])
+        tps = [(p.topic, p.partition) for p in partitions]
+        self._owned.update(tps)
+        self._assigned += tps
+
+    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        tps = [(p.topic, p.partition) for p in partitions]
+        consumer.incremental_unassign([TopicPartition(*tp) for tp in tps if tp in self._active])
+        self._active.difference_update(tps)
+        self._owned.difference_update(tps)
+        self._assigned = [tp for tp in self._assigned if tp not in tps]
+        self._revoked += tps
+
+    def poll(self, max_records: int, timeout_s: float) -> Polled:
+        # consume() waits for a full batch; so wait for one record, then take what is there already.
+        first = self._consumer.poll(timeout_s)
+        if first is not None and self._several:
+            time.sleep(_SETTLE_S)
+        messages = [] if first is None else [first, *self._consumer.consume(max_records, 0)]
+        records: dict[TP, list[Record]] = {}
+        ended: list[TP] = []
+        for message in messages:
+            tp = (message.topic(), message.partition())
+            error = message.error()
+            if error is not None:
+                if error.code() == KafkaError._PARTITION_EOF and tp in self._active:
+                    self._next[tp] = message.offset()
+                self._consumer_error(error, tp, ended)
+            elif tp in self._active:
+                batch = records.get(tp)
+                if batch is None:
+                    records[tp] = [message]
+                else:
+                    batch.append(message)
+        for tp, batch in records.items():
+            self._next[tp] = batch[-1].offset() + 1
+        behind = self._behind() if self._several and len(messages) >= _MANY else []
+        ended += [tp for tp, batch in records.items() if self._at_end(tp, batch[-1].offset())]
+        ended = [tp for tp in ended if tp not in behind]
+        assigned, self._assigned = self._assigned, []
+        revoked, self._revoked = self._revoked, []
+        return Polled(records, assigned, revoked, ended, behind)
+
+    def _behind(self) -> list[TP]:
+        """The partitions that have records which were received before those we just got, and not delivered.
+
+        A fetch brings partitions one after another, so that another one's older records may still be under
+        way, though it was at its end a moment ago. The broker's ends, asked for now, tell.
+        """
+        wanted = {TopicPartition(*tp): OffsetSpec.latest() for tp in self._active}
+        try:
+            found = self._admin.list_offsets(
+                wanted, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=_ENDS_S
+            )
+            ends = {(p.topic, p.partition): future.result(_ENDS_S).offset for p, future in found.items()}
+        except (KafkaException, TimeoutError):  # a leader moves: go on as the consumer sees it
+            return []
+        return [tp for tp, end in ends.items() if end > self._next.get(tp, 0)]
+
+    def _at_end(self, tp: TP, offset: int) -> bool:
+        """Whether the last fetch already said that nothing follows, without waiting for the next to say so."""
+        _, high = self._consumer.get_watermark_offsets(TopicPartition(*tp), cached=True)
+        return bool(0 <= high <= offset + 1)
+
+    def _consumer_error(self, error: KafkaError, tp: TP, ended: list[TP]) -> None:
+        if error.code() == KafkaError._PARTITION_EOF:
+            ended.append(tp)
+        elif error.fatal() or error.code() == KafkaError._MAX_POLL_EXCEEDED:
+            raise MemberLost(error.str())
+        # everything else (a broker away, a topic not there yet) librdkafka retries by itself
+
+    def start(self, tp: TP, offset: int | None) -> None:
+        if tp not in self._owned:
+            return
+        at = TopicPartition(*tp, OFFSET_BEGINNING if offset is None else offset)
+        if tp in self._active:
+            self._consumer.incremental_unassign([TopicPartition(*tp)])
+        self._consumer.incremental_assign([at])
+        self._next[tp] = offset or 0
+        self._active.add(tp)
+
+    def pause(self, tp: TP) -> None:
+        if tp in self._active:
+            self._consumer.incremental_unassign([TopicPartition(*tp)])
+            self._active.discard(tp)
+
+    def committed(self, tps: Sequence[TP]) -> dict[TP, int | None]:
+        if not tps:
+            return {}
+        try:
+            found = self._consumer.committed([TopicPartition(*tp) for tp in tps], timeout=30)
+        except KafkaException as error:
+            raise LogUnavailable(f"committed offsets: {error.args[0].str()}") from error
+        for part in found:
+            if part.error is not None:
+                raise LogUnavailable(f"committed offsets of {part.topic}: {part.error.str()}")
+        return {
+            (p.topic, p.partition): None if p.offset in (OFFSET_INVALID, None) or p.offset < 0 else p.offset
+            for p in found
+        }
+
+    def topic_id(self, topic: str) -> str:
+        try:
+            described = self._admin.describe_topics(TopicCollection([topic]), request_timeout=30)
+            return str(described[topic].result(30).topic_id)
+        except KafkaException as error:
+            raise LogUnavailable(f"topic {topic}: {error.args[0].str()}") from error
+
+    def commit(self, outputs: Iterable[Output], offsets: dict[TP, int]) -> None:
+        # The broker checks that the member is of the group's generation, not that the partitions are its own.
+        lost = offsets.keys() - self._owned
+        if lost:
+            raise Fenced(f"{len(lost)} partitions have another owner now")
+        producer = self._producer
+        self._guard(producer.begin_transaction)
+        try:
+            for output in outputs:
+                produce(producer, output)
+            positions = [TopicPartition(t, p, offset) for (t, p), offset in offsets.items()]
+            group = self._consumer.consumer_group_metadata()
+            self._retry(lambda: producer.send_offsets_to_transaction(positions, group, _TRANSACTION_S))
+            self._retry(lambda: producer.commit_transaction(_TRANSACTION_S))
+        except KafkaException as error:
+            self._abort(error.args[0])
+        except BaseException:  # whoever makes the outputs failed
+            self._guard(lambda: self._retry(lambda: producer.abort_transaction(_TRANSACTION_S)))
+            raise
+
+    def _abort(self, error: KafkaError) -> None:
+        """End a failed transaction and say whose fault it was. Never returns."""
+        if error.fatal():
+            raise MemberLost(f"producer: {error.str()}")
+        self._guard(lambda: self._retry(lambda: self._producer.abort_transaction(_TRANSACTION_S)))
+        if error.code() in _OWNERSHIP_LOST:
+            raise Fenced(error.str())
+        raise LogUnavailable(f"transaction aborted: {error.str()}")
+
+    def _guard(self, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except KafkaException as error:
+            cause = error.args[0]
+            if cause.fatal() or not cause.retriable():
+                raise MemberLost(f"no Kafka at {self._bootstrap}, or it refused: {cause.str()}") from error
+            raise LogUnavailable(f"no Kafka at {self._bootstrap}: {cause.str()}") from error
+
+    def _retry(self, call: Callable[[], object]) -> None:
+        until = time.monotonic() + _TRANSACTION_S
+        while True:
+            try:
+                call()
+                return
+            except KafkaException as error:
+                if not error.args[0].retriable() or time.monotonic() > until:
+                    raise
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._consumer.close()

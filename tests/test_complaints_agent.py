@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from segue.agents import burst
 from segue.agents.burst import Burst, BurstState, Policy, Seen, observe
-from segue.agents.worker import EXIT_FAILED, app
+from segue.agents.worker import app
 from segue.core import ids
 from segue.core.interaction import Entry, Fact, Step, StepView
 from segue.core.rules import Signal
@@ -233,7 +233,7 @@ def running(log: KafkaLog, bootstrap: str, *command: str, cwd: Path = ROOT) -> I
         "SEGUE_KAFKA": bootstrap,
         "SEGUE_PARTITIONS": str(log.partitions(JOURNEY_STEPS)),
         "SEGUE_INSTANCE": "test",
-        "SEGUE_LOG_LEVEL": os.environ.get("LL","warning"),
+        "SEGUE_LOG_LEVEL": os.environ.get("LL", "warning"),
         "PYTHONPATH": str(ROOT),
     }
     with subprocess.Popen([sys.executable, "-m", *command], cwd=cwd, env=environment) as process:
@@ -353,24 +353,6 @@ def up_to_date(log: KafkaLog, bootstrap: str, reader: Seat) -> None:
         group.close()
 
 
-FAILS_ONCE = """
-import os, pathlib
-from segue import agents
-
-app = agents.app("{name}")
-mark = pathlib.Path("failed.txt")
-
-@app.agent(agents.journey_steps(app))
-async def fails_once(steps):
-    async for step in steps:
-        if step.entry.id == "{name}" and not mark.exists():
-            mark.touch()
-            raise ValueError("a bug that the next release mends")
-        if step.entry.id == "{name}":
-            await agents.tell(app, step, rule="{name}", reason={{"en": "Seen.", "zh": "已处理。"}})
-"""
-
-
 def snippet() -> str:
     """The agent of docs/agents.md."""
     found = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "agents.md").read_text(), re.S)
@@ -378,13 +360,12 @@ def snippet() -> str:
     return found[1]
 
 
-def test_the_documented_agent_is_six_lines_and_works_and_one_that_fails_reads_its_step_again(
+def test_the_documented_agent_is_six_lines_and_works(
     log: KafkaLog, kafka_bootstrap: str, unique: str, tmp_path: Path
 ) -> None:
     code = snippet()
     assert len([line for line in code.splitlines() if line and "import" not in line]) == 6
     (tmp_path / "refunds.py").write_text(code.replace('"refunds"', f'"{unique}-refunds"'))
-    (tmp_path / "fails_once.py").write_text(FAILS_ONCE.format(name=unique))
     log.append([encoded(step(unique, 0, kind="refund.requested"))] * 2)
 
     def signals_of(rule: str) -> set[str]:
@@ -393,13 +374,9 @@ def test_the_documented_agent_is_six_lines_and_works_and_one_that_fails_reads_it
 
     with (
         Seat(log.join(f"{unique}.reader", [SIGNALS], unique)) as reader,
-        running(log, kafka_bootstrap, "faust", "-A", "refunds", "worker", "-l", "warn", cwd=tmp_path),
+        running(log, kafka_bootstrap, "faust", "-A", "refunds", "worker", "-l", "warn", "--without-web", cwd=tmp_path),
     ):
-        with running(log, kafka_bootstrap, "faust", "-A", "fails_once", "worker", cwd=tmp_path) as failing:
-            assert failing.wait(60) == EXIT_FAILED
-        assert signals_of(unique) == set()
-        with running(log, kafka_bootstrap, "faust", "-A", "fails_once", "worker", cwd=tmp_path):
-            reader.until(lambda: signals_of("refund-requested") and signals_of(unique), 60)
+        reader.until(lambda: signals_of("refund-requested"), 60)
         # Twice in the log, one id: at least once, and the repetition collapses.
         reader.until(lambda: sum(b"refund-requested" in (r.value() or b"") for r in reader.records) >= 2)
         assert len(signals_of("refund-requested")) == 1

@@ -23,7 +23,7 @@ class Policy(Struct, frozen=True):
     count: int
     within_ms: int
     period_ms: int
-    keep_ms: int = 24 * 3_600_000
+    keep_ms: int = 6 * 3_600_000
     keep_events: int = 500
 
 

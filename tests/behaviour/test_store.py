@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from pathlib import Path
 
 import msgspec
 import orjson
@@ -11,11 +12,13 @@ import pytest
 import redis
 
 from segue.core.partition import partition_of
+from segue.embedded.valkey import EmbeddedValkey
 from segue.errors import SettingsError, StoreUnavailable
 from segue.store.connect import check, connect, layout
 from segue.store.identity import IdentityIndex, bucket
 from segue.store.keys import LAYOUT, Layout
 from segue.store.shards import Fence, ShardStore, Write, encode_fence
+from tests.support.proxy import Proxy
 
 PLACE = Layout(4)
 TOPIC = "topic-id-1"
@@ -108,6 +111,27 @@ def test_shards_in_one_write_stand_or_fall_each_by_its_own_fence(store: ShardSto
     writes = [write(shard, fence, 1, 1, anna=b"new") for shard, fence in zip(("0", "1", "2"), fences, strict=True)]
     assert store.write(writes) == ["1"]
     assert [stored(redis_client, shard, "anna") for shard in ("0", "1", "2")] == [b"new", None, b"new"]
+
+
+def test_replies_that_break_off_leave_each_write_done_or_not_done_and_the_fence_says_which(tmp_path: Path) -> None:
+    outcomes = Counter[str]()
+    with EmbeddedValkey(tmp_path / "valkey", port=0) as valkey, Proxy.of(valkey.url) as proxy:
+        direct = redis.Redis.from_url(valkey.url)
+        store = ShardStore(connect(f"redis://127.0.0.1:{proxy.port}/0"), PLACE, "context", "ctx")
+        _, fence, _ = ShardStore(direct, PLACE, "context", "ctx").take_over("0", TOPIC)
+        proxy.cut_rate = 0.2
+        for turn in range(1, 201):
+            mine = write("0", fence, 1, turn, anna=b"%d" % turn)
+            try:
+                outcomes["refused" if store.write([mine]) else "written"] += 1
+            except StoreUnavailable:
+                outcomes["unknown"] += 1
+            fence = direct.get(PLACE.fence("0", "context"))
+            done = stored(direct, "0", "anna") == b"%d" % turn
+            assert (fence == mine.fence) == done
+        direct.close()
+    assert all(outcomes[name] for name in ("written", "refused", "unknown")), outcomes
+    assert proxy.counts["cuts"] > 50
 
 
 def test_an_owner_that_comes_between_reading_the_fence_and_writing_wins(

@@ -100,15 +100,15 @@ class ShardStore:
         with reachable():
             for _ in range(_TRIES):
                 with self._redis.pipeline() as pipe:
-                    pipe.watch(*keys)  # type: ignore[no-untyped-call]
-                    found: Any = pipe.mget(keys)
-                    good = [w for w, fence in zip(writes, found, strict=True) if fence == w.expected]
-                    pipe.multi()
-                    for write in good:
-                        self._queue(pipe, write)
                     try:
+                        pipe.watch(*keys)  # type: ignore[no-untyped-call]
+                        found: Any = pipe.mget(keys)
+                        good = [w for w, fence in zip(writes, found, strict=True) if fence == w.expected]
+                        pipe.multi()
+                        for write in good:
+                            self._queue(pipe, write)
                         pipe.execute()
-                    except redis.WatchError:
+                    except redis.WatchError:  # also when the connection breaks after WATCH
                         continue
                     kept = {write.shard for write in good}
                     return [write.shard for write in writes if write.shard not in kept]

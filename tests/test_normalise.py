@@ -51,6 +51,48 @@ def test_a_number_is_e164_or_none(given: str, region: str | None, expected: str 
     assert one("phone", given, region) == expected
 
 
+SAME_LINE = {
+    # Anatel's ninth digit: messengers still name lines without it
+    "+5511987654321": ["+55 11 98765-4321", "+55 11 8765-4321", "551187654321", "0055 11 8765 4321"],
+    "+5531988887777": ["+553188887777", "+55 (31) 98888-7777"],
+    # no 1 after +52 since 2019
+    "+525512345678": ["+52 1 55 1234 5678", "+52 55 1234 5678", "5215512345678", "+52 044 55 1234 5678"],
+    "+523312345678": ["+52 1 33 1234 5678", "+523312345678"],
+    # the 9 from abroad, the 15 at home
+    "+541123456789": ["+54 9 11 2345-6789", "+54 11 2345-6789", "+54 11 15 2345-6789", "5491123456789"],
+    "+543512345678": ["+5493512345678", "+54 351 234 5678"],
+    "+8613800138000": ["+86 138 0013 8000", "8613800138000", "0086 13800138000", "+86 0138 0013 8000"],
+}
+"""E.164 to other ways in which the same line is written, from the numbering plans of Anatel, IFT, ENACOM and MIIT."""
+
+
+@pytest.mark.parametrize("line", SAME_LINE)
+def test_national_variants_of_a_number_are_one_line(line: str) -> None:
+    for region in (None, "CN", "BR", "GB"):
+        assert {phone(written, region) for written in [line, *SAME_LINE[line]]} == {line}
+
+
+@pytest.mark.parametrize(
+    ("given", "region", "expected"),
+    [
+        ("+55 11 3333-4444", None, "+551133334444"),  # a Brazilian land line has eight digits and gets no ninth
+        ("+55 11 7890-1234", None, "+551178901234"),  # nor has trunked radio
+        ("11 8765-4321", "BR", "+5511987654321"),
+        ("044 55 1234 5678", "MX", "+525512345678"),
+        ("1 55 1234 5678", "MX", "+525512345678"),
+        ("011 15-2345-6789", "AR", "+541123456789"),
+        ("86 138 0013 8000", "CN", "+8613800138000"),
+        ("0138 0013 8000", "CN", "+8613800138000"),
+        ("138 0234 5678", None, None),  # eleven bare digits: China's, or a number in Ohio
+        ("13802345678", "US", "+13802345678"),
+        ("447911123456", "CN", "+447911123456"),
+        ("015123456789", None, None),
+    ],
+)
+def test_a_variant_is_told_from_another_line(given: str, region: str | None, expected: str | None) -> None:
+    assert phone(given, region) == expected
+
+
 def test_ids_that_people_type_are_folded_and_ids_of_machines_are_not() -> None:
     assert one("loyalty_id", " Gold-7A ") == "gold-7a"
     assert one("social_handle", "@Anna") == "@anna"

@@ -6,7 +6,7 @@ The oracle is a plain count of what was sent; it shares no code with the engine 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,15 @@ def interactions(count: int, customers: int = 20, first: int = 0) -> list[Output
     return outputs
 
 
-def run(log: SqliteLog, store: ShardStore, *, instance: str = "one", batch: int = 40, turns: int = 1000) -> Engine:
+def run(
+    log: SqliteLog,
+    store: ShardStore,
+    *,
+    instance: str = "one",
+    batch: int = 40,
+    turns: int = 1000,
+    cache: int = 100_000,
+) -> Engine:
     """Run an engine until it has been idle for a dozen looks."""
     rounds = iter(range(turns))
     idle = Counter[str]()
@@ -76,7 +84,7 @@ def run(log: SqliteLog, store: ShardStore, *, instance: str = "one", batch: int 
         idle[applied] += 1
         return idle[applied] > 12 or next(rounds, None) is None
 
-    engine = Engine(ContextProcessor(store, Policy()), log, store, instance, stop, batch)
+    engine = Engine(ContextProcessor(store, Policy()), log, store, instance, stop, batch, cache)
     engine.run()
     return engine
 
@@ -167,6 +175,30 @@ def test_a_redis_that_went_back_in_time_while_we_run_is_noticed(log: SqliteLog, 
     log.append(interactions(200, first=200))
     engine = run(log, Faulty(redis_client, fail_over, 3))
     assert engine.meter.counts["fence_surprises"] > 0
+    assert_exactly_once(log, redis_client, 400)
+
+
+def test_nothing_is_derived_from_documents_that_went_back_in_time(log: SqliteLog, redis_client: redis.Redis) -> None:
+    """The failover comes before a read: what is emitted must not follow from the older documents."""
+    log.append(interactions(200))
+    run(log, Faulty(redis_client))
+    old: dict[bytes, Any] = {key: redis_client.dump(key) for key in redis_client.keys("*")}  # type: ignore[union-attr]
+
+    class FailedOver(Faulty):
+        loads = 0
+
+        def load(self, wanted: list[tuple[str, str]], fences: Mapping[str, bytes]) -> list[bytes | None]:
+            if wanted:
+                self.loads += 1
+                if self.loads == 3:
+                    redis_client.flushdb()
+                    for key, value in old.items():
+                        redis_client.restore(key, 0, value)
+            return super().load(wanted, fences)
+
+    log.append(interactions(200, first=200))
+    engine = run(log, FailedOver(redis_client), cache=1)  # so that each turn reads
+    assert engine.meter.counts["fence_surprises"] == 1
     assert_exactly_once(log, redis_client, 400)
 
 

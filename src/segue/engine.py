@@ -24,7 +24,7 @@ import msgspec
 import structlog
 from msgspec import Struct, field
 
-from segue.errors import Fenced, LogUnavailable, MemberLost, SegueError, StoreUnavailable
+from segue.errors import Fenced, LogUnavailable, MemberLost, SegueError, StoreUnavailable, WentBack
 from segue.log.port import TP, Log, Member, Output, Polled, Record
 from segue.merge import TimeMerge
 from segue.metrics import Meter, Snapshot
@@ -80,7 +80,8 @@ class Processor(Protocol):
         ...
 
     def prepare(self, batch: list[tuple[Shard, list[Any]]]) -> None:
-        """Load whatever `apply` needs. The only step that may read from Redis."""
+        """Load whatever `apply` needs. The only step that may read from Redis; what it read decides what is
+        committed, so it raises WentBack when Redis is not as this owner left it."""
         ...
 
     def apply(self, batch: list[tuple[Shard, list[Any]]]) -> list[Output]:
@@ -95,10 +96,11 @@ class Processor(Protocol):
 
 
 def load_missing(store: ShardStore, needed: Iterable[tuple[Shard, str]], decode: Callable[[bytes], Any]) -> None:
-    """Load the documents (shard, customer key) that the cache lacks, in one read."""
+    """Load the documents (shard, customer key) that the cache lacks, in one read. Raises WentBack."""
     missing = {(shard.name, key): shard for shard, key in needed if key not in shard.documents}
     wanted = list(missing)
-    for (name, key), raw in zip(wanted, store.load(wanted), strict=True):
+    fences = {shard.name: shard.fence for shard in missing.values()}
+    for (name, key), raw in zip(wanted, store.load(wanted, fences), strict=True):
         if raw is not None:
             missing[name, key].documents[key] = decode(raw)
 
@@ -219,6 +221,10 @@ class Engine:
             self._turn(member, records, emit)
         except Fenced as error:
             log.info("partitions passed to another owner", processor=self.processor.name, why=str(error))
+            self._to_restore(member, records)
+        except WentBack as error:  # nothing was committed on what a Redis says that lost writes
+            log.warning("restoring", processor=self.processor.name, why=str(error))
+            self.meter.counts["fence_surprises"] += 1
             self._to_restore(member, records)
         except (LogUnavailable, StoreUnavailable):
             self._to_restore(member, records)

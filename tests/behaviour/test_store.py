@@ -13,7 +13,7 @@ import redis
 
 from segue.core.partition import partition_of
 from segue.embedded.valkey import EmbeddedValkey
-from segue.errors import SettingsError, StoreUnavailable
+from segue.errors import SettingsError, StoreUnavailable, WentBack
 from segue.store.connect import check, connect, layout
 from segue.store.identity import IdentityIndex, bucket
 from segue.store.keys import LAYOUT, Layout
@@ -69,8 +69,9 @@ def test_the_next_owner_finds_what_the_last_one_wrote_and_raises_the_epoch_only(
 
 def test_documents_counters_and_fence_are_written_together(store: ShardStore, redis_client: redis.Redis) -> None:
     _, fence, _ = store.take_over("0", TOPIC)
-    assert store.write([write("0", fence, 1, 2, Counter({"b": 1, "a": 2}), anna=b"A", ben=b"B")]) == []
-    assert store.load([("0", "anna"), ("0", "ben"), ("0", "nobody")]) == [b"A", b"B", None]
+    mine = write("0", fence, 1, 2, Counter({"b": 1, "a": 2}), anna=b"A", ben=b"B")
+    assert store.write([mine]) == []
+    assert store.load([("0", "anna"), ("0", "ben"), ("0", "nobody")], {"0": mine.fence}) == [b"A", b"B", None]
     assert redis_client.get(PLACE.stats("0", "context")) == b'{"a":2,"b":1}'
     assert standing(redis_client, "0").next_offset == 2
 
@@ -158,9 +159,9 @@ def test_an_owner_that_comes_between_reading_the_fence_and_writing_wins(
 def test_processors_have_fences_of_their_own(store: ShardStore, redis_client: redis.Redis) -> None:
     signals = ShardStore(redis_client, PLACE, "signals", "sig")
     _, fence, _ = store.take_over("0", TOPIC)
-    signals.take_over("0", TOPIC)
+    _, other, _ = signals.take_over("0", TOPIC)
     assert store.write([write("0", fence, 1, 1, anna=b"ctx")]) == []
-    assert signals.load([("0", "anna")]) == [None]
+    assert signals.load([("0", "anna")], {"0": other}) == [None]
     assert redis_client.smembers(PLACE.shards("context")) == {b"0"}
 
 
@@ -175,8 +176,17 @@ def test_all_keys_of_a_shard_share_one_slot_of_a_cluster() -> None:
 def test_more_documents_than_one_command_takes_are_all_written_and_read(store: ShardStore) -> None:
     _, fence, _ = store.take_over("0", TOPIC)
     documents = {f"customer-{number}": b"%d" % number for number in range(1201)}
-    assert store.write([write("0", fence, 1, 1, **documents)]) == []
-    assert store.load([("0", key) for key in documents]) == list(documents.values())
+    mine = write("0", fence, 1, 1, **documents)
+    assert store.write([mine]) == []
+    assert store.load([("0", key) for key in documents], {"0": mine.fence}) == list(documents.values())
+
+
+def test_documents_beside_a_fence_that_is_not_the_readers_own_are_not_read(store: ShardStore) -> None:
+    _, fence, _ = store.take_over("0", TOPIC)
+    mine = write("0", fence, 1, 1, anna=b"A")
+    assert store.write([mine]) == []
+    with pytest.raises(WentBack):
+        store.load([("0", "anna")], {"0": fence})
 
 
 def test_changed_customers_are_told_to_those_who_watch(store: ShardStore, redis_client: redis.Redis) -> None:
@@ -230,7 +240,7 @@ def test_a_server_that_evicts_is_refused(redis_client: redis.Redis) -> None:
 def test_a_server_that_is_away_is_an_outage_not_an_answer() -> None:
     away = ShardStore(connect("redis://127.0.0.1:1/0"), PLACE, "context", "ctx")
     with pytest.raises(StoreUnavailable):
-        away.load([("0", "anna")])
+        away.load([("0", "anna")], {"0": b""})
     with pytest.raises(StoreUnavailable):
         away.write([write("0", b"", 1, 1)])
 

@@ -9,6 +9,7 @@ last second is noticed (the fence is not what this owner wrote last) instead of 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -16,7 +17,7 @@ import orjson
 import redis
 from msgspec import Struct
 
-from segue.errors import StoreUnavailable
+from segue.errors import StoreUnavailable, WentBack
 from segue.store.connect import reachable
 from segue.store.keys import Layout
 
@@ -81,14 +82,27 @@ class ShardStore:
             return encode_fence(Fence(topic_id, 1, 0))
         return encode_fence(Fence(found.topic_id, found.epoch + 1, found.next_offset, found.stream_time_ms))
 
-    def load(self, wanted: list[tuple[str, str]]) -> list[bytes | None]:
-        """Read documents by (shard, customer key)."""
-        keys = [self.layout.document(shard, self.kind, key) for shard, key in wanted]
+    def load(self, wanted: list[tuple[str, str]], fences: Mapping[str, bytes]) -> list[bytes | None]:
+        """Read documents by (shard, customer key). `fences` are those that this owner left, by shard.
+
+        Each read brings the fences along. Raises WentBack when one is not as left: the documents beside it
+        may be older than what was committed, and nothing may be derived from them.
+        """
         found: list[bytes | None] = []
-        with reachable():
-            for at in range(0, len(keys), _MSET):
-                found += self._redis.mget(keys[at : at + _MSET])  # type: ignore[arg-type]
+        for at in range(0, len(wanted), _MSET):
+            found += self._load(wanted[at : at + _MSET], fences)
         return found
+
+    def _load(self, wanted: list[tuple[str, str]], fences: Mapping[str, bytes]) -> list[bytes | None]:
+        layout, shards = self.layout, list({shard for shard, _ in wanted})
+        documents = [layout.document(shard, self.kind, key) for shard, key in wanted]
+        with reachable():
+            found: Any = self._redis.mget([*documents, *(layout.fence(shard, self.processor) for shard in shards)])
+        for shard, fence in zip(shards, found[len(wanted) :], strict=True):
+            if fence != fences[shard]:
+                raise WentBack(f"the fence of shard {shard} is not what was written last")
+        loaded: list[bytes | None] = found[: len(wanted)]
+        return loaded
 
     def write(self, writes: list[Write]) -> list[str]:
         """Write the shards whose fence is as expected. Returns the others: their owner must restore.

@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 STACK  ?= embedded
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check figures bench clean
+.PHONY: help setup demo test check figures bench chaos clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,9 @@ figures: $(STAMP) ## import the reference files and compare every count; STACK=e
 
 bench: $(STAMP) ## measure each processor against the bare consume loop, and latency
 	$(BIN)/python -m bench
+
+chaos: $(STAMP) ## every fault of docs/faults.md against a real Kafka and a real Valkey; ARGS="--rows F1 --quick"
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 clean: ## remove what the commands made here
 	rm -rf $(VENV) .segue build dist .pytest_cache .mypy_cache .ruff_cache

@@ -54,7 +54,8 @@ class KafkaBroker:
     """One broker with its data in a temporary folder, or in ``directory``, which then stays.
 
     ``stop``, ``kill`` and ``restart`` keep data and ports; ``close`` or leaving the context ends
-    everything. It ends with this process, however that ends. ``properties`` override its settings.
+    everything. It ends with this process, however that ends. ``properties`` override its settings;
+    ``more_listeners`` come beside its own.
     """
 
     def __init__(
@@ -64,11 +65,13 @@ class KafkaBroker:
         port: int | None = None,
         jvm_flags: Sequence[str] = SMALL_JVM,
         properties: Mapping[str, str] | None = None,
+        more_listeners: str = "",
     ) -> None:
         free = free_ports(2)
         self._port, self._controller_port = port or free[0], free[1]
         self._jvm_flags = tuple(jvm_flags)
         self._properties = dict(properties or {})
+        self._more_listeners = f",{more_listeners}" if more_listeners else ""
         self._given_directory = directory
         self._directory: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -174,7 +177,7 @@ class KafkaBroker:
     def _settings(self, home: Path) -> str:
         controller = f"127.0.0.1:{self._controller_port}"
         added = {
-            "listeners": f"PLAINTEXT://{self.bootstrap},CONTROLLER://{controller}",
+            "listeners": f"PLAINTEXT://{self.bootstrap},CONTROLLER://{controller}{self._more_listeners}",
             "controller.quorum.voters": f"1@{controller}",
             "log.dirs": str(home / "data"),
         } | self._properties

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,26 +20,45 @@ from tests.support.stack import eventually
 
 
 class Processes:
-    """Starts the named processors with `settings`; each writes a log of its own into the data directory."""
+    """Starts the named processors with `settings`; each writes a log of its own into the data directory.
+
+    Of one processor there may be several: `context.1` and `context.2` keep these numbers as their instance names
+    over a restart. Without a number it is one, with a new instance name at each start.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self, *names: str) -> None:
+    def start(self, *names: str, more: Mapping[str, str] | None = None) -> None:
+        """Start the processors; `more` are further environment variables."""
         for name in names or PROCESSORS:
+            processor, _, instance = name.partition(".")
+            named = {"SEGUE_INSTANCE": instance} if instance else {}
             with self.log_of(name).open("ab") as output:
                 self._running[name] = subprocess.Popen(
-                    [sys.executable, "-m", "segue", "run", name],
-                    env=environment(self.settings),
+                    [sys.executable, "-m", "segue", "run", processor],
+                    env=environment(self.settings) | named | dict(more or {}),
                     stdout=output,
                     stderr=output,
                 )
 
+    @property
+    def running(self) -> list[str]:
+        """The names of those started and not ended by us."""
+        return list(self._running)
+
+    def ended(self) -> dict[str, int]:
+        """Those that ended by themselves, with their exit codes (negative: the signal); they run no more."""
+        found = {name: child.returncode for name, child in self._running.items() if child.poll() is not None}
+        for name in found:
+            del self._running[name]
+        return found
+
     def kill(self, name: str) -> None:
         """SIGKILL: no time to say good-bye."""
         child = self._running.pop(name)
-        child.kill()
+        child.kill()  # reaches a paused one too
         child.wait()
 
     def stop(self, name: str) -> int:
@@ -45,6 +66,14 @@ class Processes:
         child = self._running.pop(name)
         child.send_signal(signal.SIGTERM)
         return child.wait(20)
+
+    def pause(self, name: str) -> None:
+        """SIGSTOP: it keeps its connections and does nothing."""
+        self._running[name].send_signal(signal.SIGSTOP)
+
+    def resume(self, name: str) -> None:
+        """SIGCONT; does nothing to one that was not paused."""
+        self._running[name].send_signal(signal.SIGCONT)
 
     def log_of(self, name: str) -> Path:
         return self.settings.data_dir / f"{name}.log"
@@ -60,7 +89,8 @@ class Processes:
 def environment(settings: Settings) -> dict[str, str]:
     """Settings as environment variables for a child process."""
     values = settings.model_dump(mode="json", exclude_none=True, exclude={"kafka_options"})
-    return os.environ | {f"SEGUE_{name.upper()}": str(value) for name, value in values.items()}
+    options = {"SEGUE_KAFKA_OPTIONS": json.dumps(settings.kafka_options)} if settings.kafka_options else {}
+    return os.environ | {f"SEGUE_{name.upper()}": str(value) for name, value in values.items()} | options
 
 
 def without_topics(bootstrap: str) -> str:

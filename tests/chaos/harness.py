@@ -1,0 +1,536 @@
+"""What a row runs in: a real broker, a real Valkey, the processors as processes, a sender, readers, a judge.
+
+To add a row, write a function in a module of `tests/chaos/rows/` (and name the module there):
+
+    @row("F7", "Redis killed", load=Load(rate=300))
+    def redis_killed(run: Run) -> None:
+        run.start()                        # processors and sender; before it, `run.use(redis=...)` puts a proxy between
+        for _ in run.times(20):            # fewer with --quick
+            run.valkey.kill()
+            run.count("kills")
+            run.sleep(1)
+            run.valkey.start()
+            run.healed()                   # measures the time until all that was acknowledged is readable
+
+`Run` has the tools: `fleet` (start, kill, stop, pause, resume processes named `context.1`), `broker`, `valkey`, `rng`,
+`later(close)` for clean-up. What a row returns from is judged: the harness ends the load, waits for the drain, reads
+topics and Redis, and compares (`oracle.judge`). `expect(...)` adds a condition of the row's own.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import orjson
+import redis
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, TopicPartition
+
+from segue import runtime
+from segue.embedded.valkey import EmbeddedValkey
+from segue.settings import Settings
+from tests.chaos.load import Load, Sender, Traffic
+from tests.chaos.oracle import (
+    Ledger,
+    Letter,
+    Observed,
+    Sighting,
+    Step,
+    Verdict,
+    Watch,
+    all_expected,
+    judge,
+)
+from tests.support.kafka_broker import KafkaBroker, free_ports
+from tests.support.processes import Processes, without_topics
+from tests.support.stack import eventually
+
+BASE = Load()
+FLEET = ("resolve.1", "resolve.2", "context.1", "context.2", "signals.1", "signals.2")
+DRAIN_S = 60.0
+_READER_HZ = 20
+_WATCHED = 40
+_HEAD = 160
+"""Bytes of a document that hold its key and its revision."""
+_REVISION = re.compile(rb'"revision":(\d+)')
+
+
+@dataclass
+class Row:
+    """One row of the matrix."""
+
+    name: str
+    title: str
+    do: Callable[[Run], None]
+    load: Load
+    fleet: tuple[str, ...]
+    settings: dict[str, Any]
+    heals_within_s: float
+
+
+ROWS: dict[str, Row] = {}
+
+
+def row(
+    name: str,
+    title: str,
+    *,
+    load: Load = BASE,
+    fleet: Sequence[str] = FLEET,
+    heals_within_s: float = 10.0,
+    **settings: Any,
+) -> Callable[[Callable[[Run], None]], Callable[[Run], None]]:
+    """Enter a function into the matrix. `settings` are Segue's, for this row."""
+
+    def enter(do: Callable[[Run], None]) -> Callable[[Run], None]:
+        assert name not in ROWS, f"two rows named {name}"
+        ROWS[name] = Row(name, title, do, load, tuple(fleet), settings, heals_within_s)
+        return do
+
+    return enter
+
+
+@dataclass
+class Result:
+    """What a row came to."""
+
+    row: Row
+    verdict: Verdict
+    counts: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        return self.verdict.ok
+
+    def figures(self) -> dict[str, Any]:
+        """Everything counted, for a file."""
+        return {"row": self.row.name, "seconds": self.seconds, "faults": self.counts, "ok": self.ok} | asdict(
+            self.verdict
+        )
+
+    def line(self) -> str:
+        """One line for one row."""
+        v, counts = self.verdict, " ".join(f"{name} {count}" for name, count in self.counts.items())
+        heal = "-" if v.heal_s is None else f"{v.heal_s:.1f} s"
+        p99 = "-" if v.p99_ms is None else f"{v.p99_ms:.0f} ms"
+        return (
+            f"{self.row.name:4} {self.row.title:34} events {v.events:6} lost {v.lost} over {v.over} order {v.order} "
+            f"contexts {v.contexts} counters {v.counters} missing {v.missing} unexpected {v.unexpected} "
+            f"repeated {v.repeated} regressions {v.regressions} heal {heal:7} p99 {p99:8} "
+            f"{'ok ' if self.ok else 'RED'} {counts}"
+        )
+
+
+class World:
+    """The services that all rows share, fresh for each: one broker, one Valkey on a port that stays."""
+
+    def __init__(self, directory: Path | None = None, broker: KafkaBroker | None = None) -> None:
+        self._given = (directory, broker)
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        directory, broker = self._given
+        try:
+            if directory is None:
+                directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="segue-chaos-")))
+            self.directory = directory
+            self.second_port, self.proxied_port = free_ports(2)
+            self.broker = (
+                self._stack.enter_context(own_broker(self.second_port, self.proxied_port)) if broker is None else broker
+            )
+            self.valkey = EmbeddedValkey(directory / "valkey", port=free_ports(1)[0])
+            self._stack.callback(self.valkey.stop)
+            self.valkey.start()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._stack.close()
+
+    def run(
+        self,
+        row: Row,
+        *,
+        seed: int = 1,
+        quick: bool = False,
+        unsafe: str | None = None,
+        replay: bool = False,
+        **load: Any,
+    ) -> Result:
+        """Run one row from an empty broker and an empty Valkey. `load` overrides parts of the row's load."""
+        self.broker.start()
+        self.valkey.start()
+        without_topics(self.broker.bootstrap)
+        with redis.Redis.from_url(self.valkey.url) as client:
+            client.flushall()
+        directory = self.directory / f"{row.name}-{time.time_ns()}"
+        directory.mkdir()
+        began = time.monotonic()
+        with Run(self, row, directory, seed, quick, unsafe, load) as run:
+            row.do(run)
+            verdict = run.conclude(replay)
+        return Result(row, verdict, run.counts, time.monotonic() - began)
+
+
+def own_broker(second: int, proxied: int) -> KafkaBroker:
+    """A broker with a second listener that tells its clients to come by another port: that of a proxy."""
+    (port,) = free_ports(1)
+    return KafkaBroker(
+        port=port,
+        properties={
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT",
+            "inter.broker.listener.name": "PLAINTEXT",
+            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port},PROXIED://127.0.0.1:{proxied}",
+        },
+        more_listeners=f"PROXIED://127.0.0.1:{second}",
+    )
+
+
+class Run:
+    """One run of one row: the tools of its function."""
+
+    def __init__(
+        self,
+        world: World,
+        row: Row,
+        directory: Path,
+        seed: int,
+        quick: bool,
+        unsafe: str | None,
+        load: dict[str, Any],
+    ) -> None:
+        self.world, self.row, self.quick, self.seed = world, row, quick, seed
+        self.broker, self.valkey = world.broker, world.valkey
+        self.rng = random.Random(seed)
+        self.counts: Counter[str] = Counter()
+        self.ledger, self.watch = Ledger(), Watch()
+        self.settings = Settings(
+            **(
+                {
+                    "data_dir": directory,
+                    "redis": world.valkey.url,
+                    "kafka": world.broker.bootstrap,
+                    "partitions": 6 if quick else 12,
+                    "event_partitions": 2,
+                }
+                | row.settings
+            )
+        )
+        self._unsafe = {} if unsafe is None else {"SEGUE_TEST_UNSAFE": unsafe}
+        parts = ({"rate": 200, "customers": 400} if quick else {}) | load
+        self.traffic = Traffic(Load(**(row.load.__dict__ | parts)), seed)
+        self.sender = Sender(world.broker.bootstrap, self.traffic, self.ledger)
+        self.store = Store(world.valkey.url)
+        self.fleet = Processes(self.settings)
+        self._stack = ExitStack()
+        self._notes: list[str] = []
+        self._heals: list[float] = []
+        self._readers: Readers | None = None
+        self.calm: list[tuple[float, float]] = []
+        """Spans of time (monotonic) whose latency counts; by default none."""
+
+    def __enter__(self) -> Self:
+        log = runtime.open_log(self.settings)
+        log.create_topics(runtime.all_topics(self.settings))
+        log.close()
+        self._stack.enter_context(self.fleet)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self._readers is not None:
+            self._readers.close()
+        self._stack.close()
+
+    # --- what rows use
+
+    def use(self, **settings: Any) -> None:
+        """Change the processors' settings, say `redis` to the address of a proxy; before `start`."""
+        self.settings = self.settings.model_copy(update=settings)
+        self.fleet.settings = self.settings
+
+    def later(self, close: Callable[[], object]) -> None:
+        """Call `close` when the row is over, however it ends."""
+        self._stack.callback(close)
+
+    def start(self, **more: str) -> None:
+        """Start processors, sender and readers; returns when the first events are readable.
+
+        `more` are further environment variables of the processors.
+        """
+        self.fleet.start(*self.row.fleet, more=self._unsafe | more)
+        self.sender.start()
+        eventually(lambda: self.store.documents_there() >= 20, 60, "the first contexts")
+        self._wait_readable(self.ledger.snapshot(), time.monotonic())
+        self._readers = Readers(self.store, self.watch)
+
+    def up(self, name: str, **more: str) -> None:
+        """Start one process again, as `start` did; without the fail point of `start` unless named again."""
+        self.fleet.start(name, more=self._unsafe | more)
+
+    def count(self, what: str, more: int = 1) -> None:
+        """Count a fault for the row's line."""
+        self.counts[what] += more
+
+    def times(self, full: int, quick: int | None = None) -> Iterator[int]:
+        """As many turns as this run can afford."""
+        return iter(range((quick or max(1, full // 5)) if self.quick else full))
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def calmly(self, seconds: float) -> None:
+        """Go on without faults; the latency of this time is what `p99` says."""
+        began = time.monotonic()
+        time.sleep(seconds)
+        self.calm.append((began, time.monotonic()))
+
+    def expect(self, true: bool, otherwise: str) -> None:
+        """A condition of the row's own; the row is red without it."""
+        if not true:
+            self._notes.append(otherwise)
+
+    def healed(self) -> float:
+        """The fault is over: wait until what is acknowledged now is readable; the longest such time is reported."""
+        began, want = time.monotonic(), self.ledger.snapshot()
+        self._wait_readable(want, began)
+        self._heals.append(time.monotonic() - began)
+        return self._heals[-1]
+
+    def _wait_readable(self, want: dict[str, int], began: float) -> None:
+        while True:
+            behind = self.store.behind(want)
+            if not behind:
+                return
+            if time.monotonic() - began > DRAIN_S:
+                self._notes.append(f"after {DRAIN_S:g} s {behind} customers still lack events")
+                return
+            time.sleep(0.05)
+
+    # --- the end
+
+    def conclude(self, replay: bool) -> Verdict:
+        """End the load, wait for the drain, judge; and, if asked, empty Redis and see that a replay gives the same."""
+        self.sender.finish()
+        self._wait_readable(self.ledger.snapshot(), time.monotonic())
+        seen = self._drained()
+        if self._readers is not None:
+            self._readers.close()
+            self._readers = None
+        verdict = judge(self.ledger, seen)
+        verdict.raise_to("regressions", len(self.watch.regressions), "; ".join(self.watch.regressions[:3]))
+        verdict.rewinds = len(self.watch.rewinds)
+        verdict.p99_ms = self.watch.p99_ms(self.ledger, self.calm)
+        if self._heals:
+            verdict.heal_s = max(self._heals)
+            self.expect(
+                verdict.heal_s <= self.row.heals_within_s,
+                f"healed in {verdict.heal_s:.1f} s, not within {self.row.heals_within_s:g} s",
+            )
+        if replay:
+            self._replay(seen)
+        verdict.notes += self._notes
+        return verdict
+
+    def _drained(self) -> Observed:
+        """Read everything, once every signal that must come has come, or has had its time."""
+        until = time.monotonic() + DRAIN_S
+        topics = Topics(self.broker.bootstrap)
+        while True:
+            steps = topics.steps()
+            want = expected_of(self.ledger, steps)
+            have = topics.signals()
+            if len({signal["signal_id"] for signal in have}) >= want or time.monotonic() > until:
+                break
+            time.sleep(0.2)
+        return Observed(
+            topics.interactions(), steps, have, topics.letters(), self.store.documents(), self.store.stats()
+        )
+
+    def _replay(self, seen: Observed) -> None:
+        """Invariant of all: an empty Redis, filled from the log, holds the same documents, and nothing is emitted."""
+        for name in self.fleet.running:
+            self.fleet.stop(name)
+        before = self.store.raw()
+        self.store.client.flushall()
+        self.fleet.start(*self.row.fleet)
+        try:
+            eventually(lambda: self.store.raw() == before, DRAIN_S, "the same documents")
+        except TimeoutError:
+            after = self.store.raw()
+            self._notes.append(f"a replay gave {sum(before[k] != after.get(k) for k in before)} other documents")
+        again = Topics(self.broker.bootstrap)
+        if (len(again.steps()), len(again.signals())) != (len(seen.steps), len(seen.signals)):
+            self._notes.append("a replay emitted")
+
+
+def expected_of(ledger: Ledger, steps: list[Step]) -> int:
+    """How many signals must come of these steps."""
+    applied: dict[str, list[Any]] = {}
+    known: set[str] = set()
+    for step in steps:
+        event = ledger.events.get(step.event_id)
+        if event is not None and event.id not in known:
+            known.add(event.id)
+            applied.setdefault(event.customer, []).append(event)
+    return all_expected(applied).total()
+
+
+class Topics:
+    """Reads whole topics as any consumer would: committed records only."""
+
+    def __init__(self, bootstrap: str) -> None:
+        self._bootstrap = bootstrap
+
+    def read(self, topic: str) -> list[Message]:
+        """Every record, in the order of each partition."""
+        consumer = Consumer(
+            {
+                "bootstrap.servers": self._bootstrap,
+                "group.id": "chaos.judge",
+                "enable.auto.commit": False,
+                "isolation.level": "read_committed",
+                "enable.partition.eof": True,
+                "log_level": 0,
+            }
+        )
+        try:
+            left = set(consumer.list_topics(topic, timeout=30).topics[topic].partitions)
+            consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in left])
+            found = []
+            while left:
+                for message in consumer.consume(5000, 0.5):
+                    error = message.error()
+                    if error is None:
+                        found.append(message)
+                    elif error.code() == KafkaError._PARTITION_EOF:
+                        left.discard(message.partition())
+            return found
+        finally:
+            consumer.close()
+
+    def interactions(self) -> Counter[str]:
+        return Counter(orjson.loads(m.value())["entry"]["id"] for m in self.read("segue.interactions"))
+
+    def steps(self) -> list[Step]:
+        found = (orjson.loads(message.value()) for message in self.read("segue.journey-steps"))
+        return [Step(step["customer_key"], step["revision"], step["entry"]["id"]) for step in found]
+
+    def signals(self) -> list[dict[str, Any]]:
+        return [orjson.loads(message.value()) for message in self.read("segue.signals")]
+
+    def letters(self) -> list[Letter]:
+        found = []
+        for message in self.read("segue.dead-letters"):
+            said = {name: value.decode() for name, value in message.headers() or () if name.startswith("segue.err.")}
+            origin = (said["segue.err.topic"], int(said["segue.err.partition"]), int(said["segue.err.offset"]))
+            found.append(Letter(origin, message.key(), message.value(), said["segue.err.code"]))
+        return found
+
+
+class Store:
+    """Reads Redis past every proxy, as a reader of the contexts would find it; waits out a Redis that is away."""
+
+    def __init__(self, url: str) -> None:
+        self.client = redis.Redis.from_url(url, socket_timeout=5)
+        self._customers: dict[bytes, str] = {}
+
+    def keys(self) -> list[bytes]:
+        found: Any = self.client.keys("segue:*:ctx:*")
+        return sorted(found)
+
+    def documents_there(self) -> int:
+        try:
+            return len(self.keys())
+        except redis.RedisError:
+            return 0
+
+    def raw(self) -> dict[bytes, bytes]:
+        keys = self.keys()
+        values: Any = self.client.mget(keys) if keys else []
+        return dict(zip(keys, values, strict=True))
+
+    def documents(self) -> list[dict[str, Any]]:
+        return [orjson.loads(raw) for raw in self.raw().values()]
+
+    def stats(self) -> Counter[str]:
+        total: Counter[str] = Counter()
+        keys: Any = self.client.keys("segue:*:stats:context")
+        for key in keys:
+            raw: Any = self.client.get(key)
+            total.update(orjson.loads(raw))
+        return total
+
+    def behind(self, want: dict[str, int]) -> int:
+        """How many customers have fewer revisions than wanted."""
+        try:
+            keys = self.keys()
+            heads = self._heads(keys)
+        except redis.RedisError:
+            return len(want)
+        have = dict(zip((self._customer(key) for key in keys), heads, strict=True))
+        return sum(1 for customer, count in want.items() if have.get(customer, 0) < count)
+
+    def _heads(self, keys: list[bytes]) -> list[int]:
+        pipe = self.client.pipeline(transaction=False)
+        for key in keys:
+            pipe.getrange(key, 0, _HEAD)
+        return [revision_of(head) for head in pipe.execute()]
+
+    def _customer(self, key: bytes) -> str:
+        if key not in self._customers:
+            raw: Any = self.client.get(key)
+            self._customers[key] = orjson.loads(raw)["identifiers"][0]["value"] if raw else ""
+        return self._customers[key]
+
+    def look(self, keys: list[bytes]) -> list[tuple[str, Sighting]]:
+        """The revisions of some customers and the epochs of their owners, read together."""
+        fences = [key.split(b":ctx:")[0] + b":fence:context" for key in keys]
+        found: Any = self.client.mget([*keys, *fences])
+        at, half = time.monotonic(), len(keys)
+        sighted = []
+        for key, raw, fence in zip(keys, found[:half], found[half:], strict=True):
+            epoch = None if fence is None else orjson.loads(fence)["epoch"]
+            sighted.append((self._customer(key), Sighting(at, epoch, 0 if raw is None else revision_of(raw))))
+        return sighted
+
+
+def revision_of(raw: bytes) -> int:
+    found = _REVISION.search(raw[: _HEAD + 1])
+    return 0 if found is None else int(found[1])
+
+
+class Readers(threading.Thread):
+    """A reader for every customer watched, twenty times a second."""
+
+    def __init__(self, store: Store, watch: Watch) -> None:
+        super().__init__(name="readers", daemon=True)
+        self._store, self._watch = store, watch
+        self._over = threading.Event()
+        every = store.keys()
+        self._keys = every[:: max(1, len(every) // _WATCHED)]
+        self.start()
+
+    def run(self) -> None:
+        while not self._over.wait(1 / _READER_HZ):
+            try:
+                for customer, sighting in self._store.look(self._keys):
+                    self._watch.add(customer, sighting)
+            except redis.RedisError:
+                continue
+
+    def close(self) -> None:
+        self._over.set()
+        self.join(10)

@@ -1,0 +1,254 @@
+"""The load of a row: invented customers on four channels, sent to Kafka at a steady rate by a plain producer."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+from confluent_kafka import KafkaError, Message, Producer
+
+from tests.chaos.oracle import DAY, MINUTE, Ack, Bad, Event, Ledger
+
+CHANNELS = ("web", "app", "chat", "voice")
+TOPIC = "segue.events."
+_TICK_S = 0.02
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is sent. Shares are of all events. The defaults are the base load of every row."""
+
+    rate: int = 500
+    """Events per second, retries included."""
+    customers: int = 2000
+    zipf: float = 1.1
+    retries: float = 0.02
+    """Sent a second time, some time later: the same event at another offset."""
+    most_retries: int = 1
+    disorder: float = 0.05
+    """With an event time up to `disorder_ms` before its place in the order."""
+    disorder_ms: int = MINUTE
+    late: float = 0.0
+    """A day too old."""
+    hot: float = 0.0
+    """Of one customer, named `hot`."""
+    bad: float = 0.0
+    """Records that nobody can use."""
+    skew: Callable[[str], int] = lambda channel: 0
+    """How far a channel's clock is ahead, in ms."""
+
+
+HOT = "hot"
+
+
+class Traffic:
+    """An endless line of events and bad records, the same for the same seed (but for the clock)."""
+
+    def __init__(self, load: Load, seed: int) -> None:
+        self.load, self._random = load, random.Random(seed)
+        weights = [1 / (n + 1) ** load.zipf for n in range(load.customers)]
+        self._weights = list(itertools.accumulate(weights))
+        self._numbers = itertools.count()
+        self._again: deque[tuple[Event, int]] = deque(maxlen=100)  # well within the window of ids
+        self._ahead: Counter[str] = Counter()
+        self._last_channel: dict[str, str] = {}
+
+    def next(self, busy: Callable[[str], str | None]) -> Event | Bad:
+        """The next record. `busy` names the channel that a customer has unacknowledged events on."""
+        load, rng = self.load, self._random
+        if rng.random() < load.bad:
+            return next(self._bad)
+        if self._again and rng.random() < load.retries:
+            event, left = self._again.popleft()
+            if left > 1:
+                self._again.append((event, left - 1))
+            if busy(event.customer) in (None, event.channel):
+                return event
+        customer = HOT if rng.random() < load.hot else self._somebody()
+        event = self.event(customer, busy(customer))
+        if rng.random() < 0.2 or load.most_retries > 1:
+            self._again.append((event, rng.randint(1, load.most_retries)))
+        return event
+
+    def event(self, customer: str, channel: str | None = None, *, poor: bool = False) -> Event:
+        """A new event. An order over channels is only promised to who waits for the acknowledgement."""
+        load, rng = self.load, self._random
+        if channel is None:
+            stays = rng.random() < 0.6 and customer in self._last_channel
+            channel = self._last_channel[customer] if stays else rng.choice(CHANNELS)
+        self._last_channel[customer] = channel
+        if rng.random() < 1 / 30:
+            self._ahead[customer] += 45 * MINUTE  # away for a while: the next visit
+        at = self._now() + self._ahead[customer] + load.skew(channel)
+        kind = rng.random()
+        if kind < load.late:
+            at -= DAY
+        elif kind < load.late + load.disorder:
+            at -= rng.randrange(1, load.disorder_ms)
+        score = 1.0 if poor else (float(rng.randint(1, 5)) if rng.random() < 0.1 else None)
+        wait = rng.choice((20_000, 400_000)) if rng.random() < 0.05 else None
+        return Event(f"e{next(self._numbers)}", customer, channel, at, score, wait)
+
+    def _somebody(self) -> str:
+        at = self._random.random() * self._weights[-1]
+        low, high = 0, len(self._weights) - 1
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self._weights[middle] > at else (middle + 1, high)
+        return f"u{low}"
+
+    def _now(self) -> int:
+        return time.time_ns() // 1_000_000 - 20 * DAY
+
+    @property
+    def _bad(self) -> Iterator[Bad]:
+        if not hasattr(self, "_bads"):
+            self._bads = bad_records(self._random)
+        return self._bads
+
+
+def encode(event: Event) -> bytes:
+    """The CloudEvent."""
+    data: dict[str, Any] = {"identifiers": [{"type": "user_id", "value": event.customer}]}
+    if event.score is not None:
+        data["survey"] = {"metric": "csat", "score": event.score}
+    if event.wait_ms is not None:
+        data["wait_ms"] = event.wait_ms
+    moment = datetime.fromtimestamp(event.time_ms / 1000, UTC)
+    return orjson.dumps(
+        {
+            "specversion": "1.0",
+            "id": event.id,
+            "source": "/chaos",
+            "type": "page.viewed",
+            "channel": event.channel,
+            "time": f"{moment:%Y-%m-%dT%H:%M:%S}.{event.time_ms % 1000:03}Z",
+            "data": data,
+        }
+    )
+
+
+def bad_records(rng: random.Random) -> Iterator[Bad]:
+    """Every kind of record that cannot be used, in turn, for the topic `segue.events.web`."""
+    good = encode(Event("bad", "poisoned", "web", 1_767_600_000_000))
+    key = b"poisoned"
+
+    def changed(**changes: Any) -> bytes:
+        return orjson.dumps(orjson.loads(good) | changes)
+
+    while True:
+        yield Bad(key, b'{"id": "\xff\xfe"}', "not_utf8")
+        yield Bad(key, good[: rng.randrange(1, len(good) - 1)], "not_json")
+        yield Bad(key, changed(deep=0).replace(b'"deep":0', b'"deep":' + b"[" * 10_000 + b"]" * 10_000), "not_json")
+        yield Bad(key, good.replace(b'"data":{', b'"data":{"wait_ms":NaN,'), "not_json")
+        yield Bad(key, changed(data={"identifiers": "u1"}), "schema")
+        yield Bad(key, changed(id=17), "schema")
+        yield Bad(key, b"\x00\x00\x00\x00\x07" + good, "not_json")  # the head of a schema registry's record
+        yield Bad(key, changed(channel="fax"), "unknown_channel")
+        yield Bad(key, changed(time="2026-01-05T09:00:00"), "time_without_zone")
+        yield Bad(key, changed(extra="x" * 300_000), "too_large")
+        yield Bad(None, good, "null_key")
+        yield Bad(key, None, "tombstone")
+
+
+class Sender(threading.Thread):
+    """Sends traffic at its rate until `finish`; every acknowledgement is in the ledger."""
+
+    def __init__(self, bootstrap: str, traffic: Traffic, ledger: Ledger) -> None:
+        super().__init__(name="sender", daemon=True)
+        self.ledger, self.traffic = ledger, traffic
+        self._over = threading.Event()
+        self._busy: dict[str, tuple[str, int]] = {}
+        self._error: BaseException | None = None
+        self._producer = Producer(
+            {
+                "bootstrap.servers": bootstrap,
+                "enable.idempotence": True,
+                "linger.ms": 2,
+                "partitioner": "murmur2_random",
+                "delivery.timeout.ms": 180_000,
+                "message.max.bytes": 4_000_000,
+                "reconnect.backoff.max.ms": 500,
+                "log_level": 0,
+            }
+        )
+
+    def run(self) -> None:
+        try:
+            start, sent = time.monotonic(), 0
+            while not self._over.is_set():
+                due = int((time.monotonic() - start) * self.traffic.load.rate)
+                for _ in range(due - sent):
+                    self._send(self.traffic.next(self._channel_in_use))
+                sent = due
+                self._producer.poll(_TICK_S)
+        except BaseException as error:
+            self._error = error
+
+    def finish(self, last_for: int = 200) -> None:
+        """Stop, and let every partition end with events that give a signal: those tell that all is through."""
+        self._over.set()
+        self.join(60)
+        if self._error is not None:
+            raise self._error
+        self._flush()
+        for customer in list(self.ledger.distinct)[:last_for]:
+            self._send(self.traffic.event(customer, poor=True))
+        self._flush()
+
+    def _flush(self) -> None:
+        left = self._producer.flush(200)
+        assert left == 0, f"{left} sends were never answered"
+
+    def _channel_in_use(self, customer: str) -> str | None:
+        found = self._busy.get(customer)
+        return None if found is None else found[0]
+
+    def _send(self, each: Event | Bad) -> None:
+        if isinstance(each, Bad):
+            self._produce(f"{TOPIC}web", each.key, each.value, lambda e, m: self._bad_done(each, e, m))
+            return
+        self.ledger.sent(each)
+        channel, count = self._busy.get(each.customer, (each.channel, 0))
+        self._busy[each.customer] = (channel, count + 1)
+        key = each.customer.encode()
+        self._produce(TOPIC + each.channel, key, encode(each), lambda e, m: self._done(each, e, m))
+
+    def _produce(
+        self, topic: str, key: bytes | None, value: bytes | None, done: Callable[[KafkaError | None, Message], None]
+    ) -> None:
+        while True:
+            try:
+                self._producer.produce(topic, value, key, on_delivery=done)
+                return
+            except BufferError:
+                self._producer.poll(0.05)
+
+    def _done(self, event: Event, error: KafkaError | None, message: Message) -> None:
+        channel, count = self._busy[event.customer]
+        if count == 1:
+            del self._busy[event.customer]
+        else:
+            self._busy[event.customer] = (channel, count - 1)
+        if error is None:
+            self.ledger.acked(event, _ack(message))
+        else:
+            self.ledger.failed += 1
+
+    def _bad_done(self, bad: Bad, error: KafkaError | None, message: Message) -> None:
+        if error is None:
+            self.ledger.refused(bad, _ack(message))
+        else:
+            self.ledger.failed += 1
+
+
+def _ack(message: Message) -> Ack:
+    return Ack(message.topic(), message.partition(), message.offset(), message.timestamp()[1], time.monotonic())

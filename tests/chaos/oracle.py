@@ -1,0 +1,429 @@
+"""The judge. It knows what was sent and acknowledged, works out by itself what must have come of it, and compares.
+
+It imports nothing of Segue and believes none of its counters: the rules it applies (sessions, ping-pong, poor answers,
+long waits) are written here a second time, from the documentation. Times are milliseconds.
+
+    I1  lost         acknowledged, and neither applied nor in the dead letters
+    I2  over         applied, counted or passed on more often than sent
+    I3  order        a customer's interactions applied in another order than the broker received them
+    I4  missing, unexpected signals; `repeated` is the same signal more than once in the topic
+    I6  regressions  a reader saw a customer's revision fall within an owner's epoch
+    -   contexts     documents that differ from what the events say (channels, revision, sessions, timeline)
+    -   counters     `segue stats` counters that differ
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+MINUTE = 60_000
+GAP = 30 * MINUTE
+GRACE = 10 * MINUTE
+DAY = 24 * 60 * MINUTE
+TIMELINE = 50
+SESSIONS = 10
+SIGNALS = 20
+
+
+class Event(NamedTuple):
+    """One event as it was sent."""
+
+    id: str
+    customer: str
+    channel: str
+    time_ms: int
+    score: float | None = None
+    wait_ms: int | None = None
+
+
+class Ack(NamedTuple):
+    """Where and when the broker took it in, by its own clock, and when we learnt that, by ours (monotonic s)."""
+
+    topic: str
+    partition: int
+    offset: int
+    append_ms: int
+    at: float
+
+
+class Bad(NamedTuple):
+    """A record that no processor can use, and the reason that its dead letter must give."""
+
+    key: bytes | None
+    value: bytes | None
+    reason: str
+
+
+class Ledger:
+    """All that was sent. What has no acknowledgement may or may not count: nobody was promised anything."""
+
+    def __init__(self) -> None:
+        self.events: dict[str, Event] = {}
+        self.acks: dict[str, list[Ack]] = {}
+        self.tries: Counter[str] = Counter()
+        self.bad: dict[tuple[str, int, int], Bad] = {}
+        self.failed = 0
+        self.distinct: Counter[str] = Counter()
+        """Acknowledged events per customer, retries not counted."""
+        self.when: dict[str, list[float]] = defaultdict(list)
+        """Per customer, when each of these was acknowledged."""
+        self.total = 0
+        self._lock = threading.Lock()
+
+    def sent(self, event: Event) -> None:
+        with self._lock:
+            self.events[event.id] = event
+            self.tries[event.id] += 1
+
+    def acked(self, event: Event, ack: Ack) -> None:
+        with self._lock:
+            known = self.acks.setdefault(event.id, [])
+            known.append(ack)
+            self.total += 1
+            if len(known) == 1:
+                self.distinct[event.customer] += 1
+                self.when[event.customer].append(ack.at)
+
+    def refused(self, bad: Bad, ack: Ack) -> None:
+        with self._lock:
+            self.bad[ack.topic, ack.partition, ack.offset] = bad
+
+    def snapshot(self) -> dict[str, int]:
+        """How many events of each customer are acknowledged now."""
+        with self._lock:
+            return dict(self.distinct)
+
+
+class Letter(NamedTuple):
+    """A dead letter: where it came from, and what it holds."""
+
+    origin: tuple[str, int, int]
+    key: bytes | None
+    value: bytes | None
+    reason: str
+
+
+class Step(NamedTuple):
+    """A journey step, in the order of its partition."""
+
+    customer_key: str
+    revision: int
+    event_id: str
+
+
+@dataclass
+class Observed:
+    """What came of it, as any consumer of the topics and any reader of Redis finds it."""
+
+    interactions: Counter[str]
+    steps: list[Step]
+    signals: list[dict[str, Any]]
+    letters: list[Letter]
+    documents: list[dict[str, Any]]
+    stats: Counter[str]
+    """The counters of the context processor, added up over its shards."""
+
+
+@dataclass
+class Verdict:
+    """The counts of one row. Everything but `crossed`, `repeated`, `rewinds` and the times must be zero."""
+
+    events: int = 0
+    lost: int = 0
+    over: int = 0
+    order: int = 0
+    crossed: int = 0
+    """Inversions across channels: two resolve processes may read two channels at different speeds (ADR 6)."""
+    contexts: int = 0
+    counters: int = 0
+    missing: int = 0
+    unexpected: int = 0
+    repeated: int = 0
+    regressions: int = 0
+    rewinds: int = 0
+    """Revisions that fell together with a new epoch: a Redis that lost writes, seen by a reader."""
+    heal_s: float | None = None
+    p99_ms: float | None = None
+    notes: list[str] = field(default_factory=list)
+
+    ZERO = ("lost", "over", "order", "contexts", "counters", "missing", "unexpected", "repeated", "regressions")
+
+    @property
+    def ok(self) -> bool:
+        return not any(getattr(self, name) for name in self.ZERO) and not self.notes
+
+    def violations(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name in self.ZERO if getattr(self, name)}
+
+    def raise_to(self, name: str, count: int, why: str) -> None:
+        """Several looks at one invariant: the worst counts."""
+        if count:
+            setattr(self, name, max(getattr(self, name), count))
+            self.notes.append(f"{name} {count}: {why}")
+
+
+def some(found: Iterable[object], most: int = 3) -> str:
+    """The first few, for a person."""
+    listed = [str(each) for each in found]
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
+
+
+def judge(ledger: Ledger, seen: Observed) -> Verdict:
+    """Compare what was sent with what came of it."""
+    verdict = Verdict(events=ledger.total)
+    if ledger.failed:
+        verdict.notes.append(f"{ledger.failed} sends failed: the harness could not reach its broker for too long")
+    _resolved(ledger, seen, verdict)
+    applied = _applied(ledger, seen, verdict)
+    _order(ledger, applied, verdict)
+    _contexts(seen, applied, verdict)
+    _counters(seen, applied, verdict)
+    _signals(seen, applied, verdict)
+    _dead_letters(ledger, seen, verdict)
+    return verdict
+
+
+def _resolved(ledger: Ledger, seen: Observed, verdict: Verdict) -> None:
+    """Every acknowledged send is one record of `segue.interactions`; a retry is another one."""
+    few = {i: len(a) - seen.interactions[i] for i, a in ledger.acks.items() if seen.interactions[i] < len(a)}
+    many = {i: n - ledger.tries[i] for i, n in seen.interactions.items() if n > ledger.tries[i]}
+    verdict.raise_to("lost", sum(few.values()), f"sends that resolve never passed on: {some(few)}")
+    verdict.raise_to("over", sum(many.values()), f"interactions beyond the sends: {some(many)}")
+
+
+def _applied(ledger: Ledger, seen: Observed, verdict: Verdict) -> dict[str, list[Event]]:
+    """Each customer's events in the order of their revisions, from the journey steps."""
+    times = Counter(step.event_id for step in seen.steps)
+    lost = [i for i in ledger.acks if i not in times]
+    strange = [i for i in times if i not in ledger.events]
+    again = {i: n - 1 for i, n in times.items() if n > 1}
+    verdict.raise_to("lost", len(lost), f"events without a step: {some(lost)}")
+    verdict.raise_to("over", sum(again.values()), f"events with several steps: {some(again)}")
+    verdict.raise_to("over", len(strange), f"steps of events that nobody sent: {some(strange)}")
+    applied: dict[str, list[Event]] = defaultdict(list)
+    keys: dict[str, set[str]] = defaultdict(set)
+    last: Counter[str] = Counter()
+    broken: Counter[str] = Counter()
+    for step in seen.steps:
+        event = ledger.events.get(step.event_id)
+        if event is None:
+            continue
+        keys[event.customer].add(step.customer_key)
+        if step.revision == last[event.customer] + 1:
+            last[event.customer] += 1
+            applied[event.customer].append(event)
+        else:
+            broken[event.customer] += 1
+    split = [customer for customer, found in keys.items() if len(found) > 1]
+    verdict.raise_to("order", sum(broken.values()), f"revisions that do not follow: {some(broken)}")
+    verdict.raise_to("contexts", len(split), f"customers with several keys: {some(split)}")
+    return applied
+
+
+def _order(ledger: Ledger, applied: dict[str, list[Event]], verdict: Verdict) -> None:
+    """Within a channel as the partition has it; of one append time, by event time is right too."""
+    wrong, crossed = [], []
+    for events in applied.values():
+        newest: dict[str, tuple[Ack, Event]] = {}
+        high = 0
+        for event in events:
+            acks = ledger.acks.get(event.id)
+            if acks is None:
+                continue
+            ack = acks[0]
+            if event.channel in newest:
+                before, earlier = newest[event.channel]
+                tied = before.append_ms == ack.append_ms and earlier.time_ms <= event.time_ms
+                if ack.offset < before.offset and not tied:
+                    wrong.append(event.id)
+            if ack.append_ms < high:
+                crossed.append(event.id)
+            high = max(high, ack.append_ms)
+            if event.channel not in newest or newest[event.channel][0].offset < ack.offset:
+                newest[event.channel] = (ack, event)
+    verdict.raise_to("order", len(wrong), f"applied after what came later on their channel: {some(wrong)}")
+    verdict.crossed = len(crossed)
+
+
+def sessions_of(events: list[Event]) -> int:
+    """Visits: runs of events no more than the gap apart; what comes later than the grace opens none."""
+    high, in_time = None, []
+    for event in events:
+        if high is None or event.time_ms >= high - GRACE:
+            in_time.append(event.time_ms)
+        high = event.time_ms if high is None else max(high, event.time_ms)
+    in_time.sort()
+    return sum(1 for n, at in enumerate(in_time) if n == 0 or at - in_time[n - 1] > GAP)
+
+
+def _contexts(seen: Observed, applied: dict[str, list[Event]], verdict: Verdict) -> None:
+    """One document per customer, and it says what the events say."""
+    stored = {document["identifiers"][0]["value"]: document for document in seen.documents}
+    lost = over = 0
+    wrong = [name for name in stored if name not in applied]
+    for customer, events in applied.items():
+        document = stored.get(customer, {})
+        have, want = Counter(document.get("channels", {})), Counter(event.channel for event in events)
+        lost += (want - have).total()
+        over += (have - want).total()
+        if not _fits(document, events):
+            wrong.append(customer)
+    verdict.raise_to("lost", lost, "interactions that the documents lack")
+    verdict.raise_to("over", over, "interactions that the documents have beyond the events")
+    verdict.raise_to("contexts", len(wrong), f"documents that differ: {some(wrong)}")
+
+
+def _fits(document: dict[str, Any], events: list[Event]) -> bool:
+    if not document or document["revision"] != len(events):
+        return False
+    ids = {event.id for event in events}
+    line = [(entry["event_time_ms"], entry["id"]) for entry in document["timeline"]]
+    if line != sorted(line, key=lambda pair: pair[0]) or len({i for _, i in line}) != len(line):
+        return False
+    if len(line) != min(len(events), TIMELINE) or not {i for _, i in line} <= ids:
+        return False
+    if document["stream_time_ms"] != max(event.time_ms for event in events):
+        return False
+    return len(document["sessions"]) == min(SESSIONS, sessions_of(events))
+
+
+def _counters(seen: Observed, applied: dict[str, list[Event]], verdict: Verdict) -> None:
+    want: Counter[str] = Counter()
+    for events in applied.values():
+        want["customers"] += 1
+        want["sessions"] += sessions_of(events)
+        for event in events:
+            want[f"events {event.channel}"] += 1
+    want["duplicates"] = seen.interactions.total() - sum(len(events) for events in applied.values())
+    have: Counter[str] = Counter()
+    have["customers"] = seen.stats["fact|customer.created"]
+    have["sessions"] = seen.stats["fact|session.opened"] - seen.stats["fact|session.merged"]
+    have["duplicates"] = seen.stats["duplicates"]
+    for name, count in seen.stats.items():
+        if name.startswith("events|"):
+            have[f"events {name.split('|')[1]}"] += count
+    names = [name for name in want | have if want[name] != have[name]]
+    verdict.raise_to("counters", len(names), some(f"{n} {have[n]}, not {want[n]}" for n in sorted(names)))
+
+
+def expected_signals(customer: str, events: list[Event]) -> Counter[tuple[str, str, str]]:
+    """(customer, rule, event that completed it), by the shipped rules, of events in the order they were applied."""
+    found: Counter[tuple[str, str, str]] = Counter()
+    for event in events:
+        if event.score is not None and event.score <= 2:
+            found[customer, "poor-survey-answer", event.id] += 1
+        if event.wait_ms is not None and event.wait_ms >= 5 * MINUTE:
+            found[customer, "missed-sla-or-long-wait", event.id] += 1
+    for event_id in _ping_pongs(events):
+        found[customer, "channel-ping-pong", event_id] += 1
+    return found
+
+
+def _ping_pongs(events: list[Event]) -> list[str]:
+    """Three changes of channel within half an hour, within a visit; then none for two hours."""
+    found: list[str] = []
+    high: int | None = None
+    place, moves, said = "", [], None
+    for event in events:
+        if high is not None and event.time_ms < high:
+            continue  # out of order: it moves nobody
+        moved = high is not None and event.channel != place and event.time_ms - high <= GAP
+        place, high = event.channel, event.time_ms
+        if not moved:
+            continue
+        moves = [at for at in moves if event.time_ms - at <= 30 * MINUTE]
+        moves = [*moves[-2:], event.time_ms]
+        if len(moves) == 3 and (said is None or event.time_ms - said >= 120 * MINUTE):
+            found.append(event.id)
+            said, moves = event.time_ms, []
+    return found
+
+
+def all_expected(applied: dict[str, list[Event]]) -> Counter[tuple[str, str, str]]:
+    want: Counter[tuple[str, str, str]] = Counter()
+    for customer, events in applied.items():
+        want += expected_signals(customer, events)
+    return want
+
+
+def _signals(seen: Observed, applied: dict[str, list[Event]], verdict: Verdict) -> None:
+    want = all_expected(applied)
+    by_event = {event.id: customer for customer, events in applied.items() for event in events}
+    ids: dict[str, tuple[str, str, str]] = {}
+    for signal in seen.signals:
+        last = signal["evidence"][-1]
+        ids[signal["signal_id"]] = (by_event.get(last, "?"), signal["rule"], last)
+    have = Counter(ids.values())
+    verdict.raise_to("missing", (want - have).total(), some(want - have))
+    verdict.raise_to("unexpected", (have - want).total(), some(have - want))
+    verdict.raise_to("repeated", len(seen.signals) - len(ids), "signals that were sent again")
+
+
+def _dead_letters(ledger: Ledger, seen: Observed, verdict: Verdict) -> None:
+    """What cannot be used is there once, byte for byte, with its reason; nothing else is."""
+    found: dict[tuple[str, int, int], list[Letter]] = defaultdict(list)
+    for letter in seen.letters:
+        found[letter.origin].append(letter)
+    lost = [at for at in ledger.bad if at not in found]
+    strange = [at for at in found if at not in ledger.bad]
+    changed = [
+        (at, letters[0].reason)
+        for at, letters in found.items()
+        if at in ledger.bad and (letters[0].key, letters[0].value, letters[0].reason) != tuple(ledger.bad[at])
+    ]
+    verdict.raise_to("lost", len(lost), f"bad records that are no dead letters: {some(lost)}")
+    verdict.raise_to("over", sum(len(each) - 1 for each in found.values()), "dead letters that are there again")
+    verdict.raise_to("unexpected", len(strange), f"dead letters of good records: {some(strange)}")
+    verdict.raise_to("lost", len(changed), f"dead letters not as they came, or with another reason: {some(changed)}")
+
+
+class Sighting(NamedTuple):
+    """What a reader saw of one customer: owner's epoch and revision, at a time (monotonic s)."""
+
+    at: float
+    epoch: int | None
+    revision: int
+
+
+class Watch:
+    """What readers saw over time; fed by pollers."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, list[Sighting]] = defaultdict(list)
+        self.regressions: list[str] = []
+        self.rewinds: list[str] = []
+
+    def add(self, customer: str, sighting: Sighting) -> None:
+        known = self.seen[customer]
+        if known and sighting.revision < known[-1].revision:
+            same = sighting.epoch == known[-1].epoch
+            (self.regressions if same else self.rewinds).append(
+                f"{customer} {known[-1].revision} to {sighting.revision} in epoch {known[-1].epoch} to {sighting.epoch}"
+            )
+        if not known or (sighting.revision, sighting.epoch) != (known[-1].revision, known[-1].epoch):
+            known.append(sighting)
+
+    def p99_ms(self, ledger: Ledger, spans: Iterable[tuple[float, float]], leave_out: str = "") -> float | None:
+        """99th percentile from acknowledgement to readable, of what was acknowledged within `spans`."""
+        took: list[float] = []
+        for customer, seen in self.seen.items():
+            if customer == leave_out or not seen:
+                continue
+            highest = 0
+            rising = []
+            for sighting in seen:  # (revision, when first reached)
+                if sighting.revision > highest:
+                    highest = sighting.revision
+                    rising.append((sighting.revision, sighting.at))
+            revisions = [revision for revision, _ in rising]
+            for n, acked in enumerate(ledger.when.get(customer, ()), 1):
+                at = bisect_right(revisions, n - 1)
+                if at < len(rising) and any(start <= acked <= end for start, end in spans):
+                    took.append(max(0.0, rising[at][1] - acked))
+        took.sort()
+        return 1000 * took[int(len(took) * 0.99)] if took else None

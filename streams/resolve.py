@@ -7,7 +7,7 @@ that one event named goes to `segue.identity`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -26,6 +26,9 @@ from segue.store.shards import Fence
 from segue.topics import EVENT_TOPICS, EVENTS, IDENTITY, INTERACTIONS
 
 _encode = msgspec.json.Encoder().encode
+
+REFILL = 5000
+"""Links per round trip when the index is filled anew."""
 
 
 class Arrival(Struct, gc=False):
@@ -107,10 +110,10 @@ class Resolve:
         raise NotImplementedError("resolve keeps no documents")
 
     def recover(self, shard: Shard, found: Fence | None) -> None:
-        """When Redis lost what was written, fill the index from the log before going on."""
+        """When Redis may have lost links, fill the index from the log before going on."""
         self._index.forget()
-        if shard.emit_from > shard.next_offset and found is None:
-            restore(self._index, self._log)
+        if not self._index.complete():
+            self._index.refill(committed(self._log))
 
 
 def _order(arrival: Arrival) -> tuple[int, float]:
@@ -220,11 +223,10 @@ class Resolution:
         return any(stand[pair] != value for pair, value in new.items())
 
 
-def restore(index: IdentityIndex, source: Log) -> int:
-    """Fill an index that lost its memory from `segue.identity`. Returns how many links were read."""
+def committed(source: Log) -> Iterator[tuple[dict[str, str], dict[tuple[str, str], str]]]:
+    """All links of `segue.identity` for `IdentityIndex.refill`, some thousands at a time."""
     links: dict[str, str] = {}
     uniques: dict[tuple[str, str], str] = {}
-    read = 0
     for record in source.read(IDENTITY):
         raw = record.value()
         if raw is None:
@@ -232,14 +234,10 @@ def restore(index: IdentityIndex, source: Log) -> int:
         found = msgspec.json.decode(raw, type=IdentityRecord)
         if found.kind != "link":
             continue
-        read += 1
-        links.setdefault(identity.ref(found.identifier), found.customer_key + found.event_id)
+        links[identity.ref(found.identifier)] = found.customer_key + found.event_id
         if found.identifier.type in identity.UNIQUE:
             uniques.setdefault((found.customer_key, found.identifier.type), found.identifier.value)
-        if len(links) >= 10_000:
-            index.claim(links)
-            index.claim_unique(uniques)
+        if len(links) >= REFILL:
+            yield links, uniques
             links, uniques = {}, {}
-    index.claim(links)
-    index.claim_unique(uniques)
-    return read
+    yield links, uniques

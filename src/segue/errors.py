@@ -4,7 +4,7 @@
     ├── SettingsError        the operator's: a setting is wrong; refused at start, names the setting
     ├── LogUnavailable       nobody's here: the broker is away; retry with backoff
     ├── StoreUnavailable     nobody's here: Redis is away; retry with backoff, then restore
-    ├── WentBack             nobody's here: Redis holds another state than we left there; restore, then go on
+    │   └── WentBack         Redis does not hold what we left there; nothing was done on it; restore, go on
     ├── Fenced               normal life: another member owns the partition now; drop it, go on with the rest
     ├── MemberLost           the group seat is beyond repair; take a new one
     └── Undelivered          the client's: the event was not acknowledged; send it again (same id)
@@ -32,7 +32,7 @@ class StoreUnavailable(SegueError):
     """Redis cannot be reached, or refuses writes, now; the outcome of the last write is unknown."""
 
 
-class WentBack(SegueError):
+class WentBack(StoreUnavailable):
     """Redis does not hold what was written last: it lost writes, is another server, or has another owner's."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -316,6 +317,64 @@ def test_a_full_cache_drops_its_oldest_half_and_still_answers(redis_client: redi
     claims = {f"phone:{number}": key("a") + str(number) for number in range(25)}
     small.claim(claims)
     assert small.owners(claims) == claims
+
+
+# --- an index that may have gaps
+
+
+@pytest.fixture
+def valkey(tmp_path: Path) -> Iterator[EmbeddedValkey]:
+    """A server of the test's own, which it may restart."""
+    with EmbeddedValkey(tmp_path / "valkey", port=0) as server:
+        yield server
+
+
+def links(*pairs: tuple[str, str]) -> list[tuple[dict[str, str], dict[tuple[str, str], str]]]:
+    return [({ref: entry}, {}) for ref, entry in pairs]
+
+
+def test_an_index_is_complete_when_it_was_filled_since_redis_last_restarted(valkey: EmbeddedValkey) -> None:
+    one, other = index(connect(valkey.url)), index(connect(valkey.url))
+    assert not one.complete()
+    one.refill([])
+    assert one.complete()
+    assert other.complete()
+    valkey.kill()
+    valkey.start()
+    assert not one.complete()
+    assert not index(connect(valkey.url)).complete()
+    other.refill([])
+    assert index(connect(valkey.url)).complete()
+    assert not one.complete()  # it may have claimed in between what nobody knows of
+
+
+def test_a_refill_writes_what_is_missing_and_what_was_claimed_in_error(valkey: EmbeddedValkey) -> None:
+    one = index(connect(valkey.url))
+    one.claim({"phone:1": key("a") + "e1", "phone:2": key("b") + "e2", "phone:4": key("d") + "e9"})
+    one.refill(links(("phone:1", key("a") + "later"), ("phone:2", key("c") + "e3"), ("phone:3", key("c") + "e3")))
+    assert index(connect(valkey.url)).owners(["phone:1", "phone:2", "phone:3", "phone:4"]) == {
+        "phone:1": key("a") + "e1",
+        "phone:2": key("c") + "e3",
+        "phone:3": key("c") + "e3",
+        "phone:4": key("d") + "e9",
+    }
+
+
+def test_nothing_is_read_or_claimed_on_an_index_that_may_have_gaps(valkey: EmbeddedValkey) -> None:
+    one = index(connect(valkey.url))
+    one.refill([])
+    valkey.kill()
+    valkey.start()
+    with pytest.raises(WentBack):
+        one.owners(["phone:1"])
+    with pytest.raises(WentBack):
+        one.claim({"phone:1": key("a") + "e1"})
+    with pytest.raises(WentBack):
+        one.claim_unique({(key("a"), "user_id"): "anna"})
+    with pytest.raises(WentBack):
+        one.uniques([(key("a"), "user_id")])
+    other = index(connect(valkey.url))
+    assert (other.owners(["phone:1"]), other.uniques([(key("a"), "user_id")])) == ({}, {})
 
 
 def test_an_identifier_in_chinese_is_found_again(redis_client: redis.Redis) -> None:

@@ -7,18 +7,23 @@ again (the entry names the claiming event, so that the second try says so in the
 decided stands in the log twice, in each interaction and in `segue.identity`, from which an index that
 lost its memory is filled again. See docs/adr/0005.
 
+No fence covers the index, so it must know otherwise when Redis lost writes. Redis names each history of its
+data set (`master_replid`: another one after every restart and every failover). A process notes for which
+history the index is complete and asks on every round trip whether that is still the one it talks to.
+
 An entry is `customer_key` (36 characters) and, behind it, the id of the event that claimed it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
 import redis
 
 from segue.core.partition import partition_of
+from segue.errors import WentBack
 from segue.store.connect import reachable
 from segue.store.keys import Layout
 
@@ -32,6 +37,45 @@ class IdentityIndex:
     def __init__(self, client: redis.Redis, layout: Layout, cache: int = 200_000) -> None:
         self._redis, self._layout, self._limit = client, layout, cache
         self._known: dict[str, str] = {}
+        self._history: str | None = None
+
+    def complete(self) -> bool:
+        """Whether the index holds everything that was committed. If not, `refill` it before use."""
+        with reachable(), self._redis.pipeline(transaction=False) as pipe:
+            pipe.info("replication")
+            pipe.get(self._layout.index_history())
+            info, noted = pipe.execute()
+        history = _history(info)
+        if (noted or b"").decode() != history or self._history not in (None, history):
+            return False
+        self._history = history
+        return True
+
+    def refill(self, batches: Iterable[tuple[dict[str, str], dict[tuple[str, str], str]]]) -> None:
+        """Make the index say what was committed: `batches` of entries by identifier, and of unique values.
+
+        A claim that says otherwise was made on an index with gaps and was never committed.
+        Raises WentBack when Redis is another before the end.
+        """
+        self.forget()
+        self._history = None
+        with reachable():
+            self._history = history = _history(self._redis.info("replication"))
+        for links, uniques in batches:
+            self._put({self._owner(ref): entry for ref, entry in links.items()}, KEY_WIDTH)
+            self._put({self._unique(*pair): value for pair, value in uniques.items()}, None)
+        _, same = self._ask(lambda pipe: pipe.set(self._layout.index_history(), history))
+        self._require(same)
+
+    def _put(self, entries: dict[str, str], width: int | None) -> None:
+        """Write the entries that are missing or differ within their first `width` characters."""
+        keys = list(entries)
+        found = self._get(keys)
+        with reachable(), self._redis.pipeline(transaction=False) as pipe:
+            for key, stands in zip(keys, found, strict=True):
+                if stands is None or stands[:width] != entries[key][:width]:
+                    pipe.set(key, entries[key])
+            pipe.execute()
 
     def owners(self, refs: Iterable[str]) -> dict[str, str]:
         """The entries of those identifiers (`type:value`) that have an owner."""
@@ -54,13 +98,8 @@ class IdentityIndex:
         if not claims:
             return {}
         refs = list(claims)
-        with reachable(), self._redis.pipeline(transaction=False) as pipe:
-            for ref in refs:
-                pipe.set(self._owner(ref), claims[ref], nx=True, get=True)
-            earlier: list[Any] = pipe.execute()
-        owners = {
-            ref: claims[ref] if before is None else before.decode() for ref, before in zip(refs, earlier, strict=True)
-        }
+        earlier = self._claim({self._owner(ref): claims[ref] for ref in refs})
+        owners = {ref: before or claims[ref] for ref, before in zip(refs, earlier, strict=True)}
         for ref, owner in owners.items():
             self._keep(ref, owner)
         return owners
@@ -70,14 +109,8 @@ class IdentityIndex:
         if not claims:
             return {}
         pairs = list(claims)
-        with reachable(), self._redis.pipeline(transaction=False) as pipe:
-            for pair in pairs:
-                pipe.set(self._unique(*pair), claims[pair], nx=True, get=True)
-            earlier: list[Any] = pipe.execute()
-        return {
-            pair: claims[pair] if before is None else before.decode()
-            for pair, before in zip(pairs, earlier, strict=True)
-        }
+        earlier = self._claim({self._unique(*pair): claims[pair] for pair in pairs})
+        return {pair: before or claims[pair] for pair, before in zip(pairs, earlier, strict=True)}
 
     def forget(self) -> None:
         """Drop the cache: Redis may have lost what it holds."""
@@ -86,9 +119,38 @@ class IdentityIndex:
     def _get(self, keys: list[str]) -> list[str | None]:
         if not keys:
             return []
-        with reachable():
-            found: Any = self._redis.mget(keys)
+        ((found,), same) = self._ask(lambda pipe: pipe.mget(keys))
+        self._require(same)
         return [None if value is None else value.decode() for value in found]
+
+    def _claim(self, entries: dict[str, str]) -> list[str | None]:
+        """Set what is not set. Returns what stood there before."""
+
+        def ask(pipe: Any) -> None:
+            for key, entry in entries.items():
+                pipe.set(key, entry, nx=True, get=True)
+
+        earlier, same = self._ask(ask)
+        if not same:  # take back what was claimed on an index with gaps
+            mine = [key for key, before in zip(entries, earlier, strict=True) if before is None]
+            with reachable(), self._redis.pipeline(transaction=False) as pipe:
+                for key in mine:
+                    pipe.delete(key)
+                pipe.execute()
+        self._require(same)
+        return [None if before is None else before.decode() for before in earlier]
+
+    def _ask(self, ask: Callable[[Any], object]) -> tuple[list[Any], bool]:
+        """One round trip, and whether Redis' data set still has the history that the index is complete for."""
+        with reachable(), self._redis.pipeline(transaction=False) as pipe:
+            ask(pipe)
+            pipe.info("replication")
+            *replies, info = pipe.execute()
+        return replies, self._history in (None, _history(info))
+
+    def _require(self, same: bool) -> None:
+        if not same:
+            raise WentBack("Redis restarted or failed over; its identity index may have gaps")
 
     def _keep(self, ref: str, owner: str) -> None:
         if len(self._known) >= self._limit:  # the oldest half goes; a miss costs one read
@@ -101,6 +163,11 @@ class IdentityIndex:
 
     def _unique(self, customer_key: str, kind: str) -> str:
         return self._layout.unique(bucket(customer_key, self._layout.partitions), customer_key, kind)
+
+
+def _history(info: dict[str, Any]) -> str:
+    """The name of the data set's history, from INFO replication."""
+    return str(info["master_replid"])
 
 
 @lru_cache(maxsize=65536)

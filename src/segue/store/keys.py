@@ -44,6 +44,10 @@ class Layout(Struct, frozen=True):
         """The value of a unique identifier that a customer has."""
         return f"segue:{self.epoch}:{{id{bucket}}}:unique:{kind}:{customer_key}"
 
+    def index_history(self) -> str:
+        """The history of the data set (Redis' replication id) for which the identity index is complete."""
+        return f"segue:{self.epoch}:index-history"
+
     def progress(self, processor: str) -> str:
         """A hash: per shard, until when the processor has applied everything."""
         return f"segue:{self.epoch}:progress:{processor}"

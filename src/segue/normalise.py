@@ -2,7 +2,8 @@
 
 E-mail: email-validator, without asking DNS, and folded to lower case (the local part is case-sensitive by
 RFC 5321 and case-insensitive at every provider we know of). Phone: E.164 by phonenumbers, and one spelling for what
-a country has renumbered (`_VARIANTS`). All others are trimmed; only ids that people type (loyalty numbers, handles) are case-folded.
+a country has renumbered (`_VARIANTS`). All others are trimmed; only ids that people type (loyalty numbers, handles)
+are case-folded.
 """
 
 from __future__ import annotations

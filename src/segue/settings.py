@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from segue.core.context import Policy
 from segue.errors import SettingsError
+from segue.store.address import parse
 
 PREFIX = "SEGUE_"
 NOT_SETTINGS = ("SEGUE_TEST_", "SEGUE_REQUIRE_", "SEGUE_BENCH_")
@@ -29,7 +30,8 @@ class Settings(BaseSettings):
     kafka_options: dict[str, str] = {}
     """More settings for every Kafka client, as JSON, by librdkafka's names (security, SASL, TLS)."""
     redis: str | None = None
-    """URL of Redis or Valkey, e.g. `redis://localhost:6379/0`. Not set: an embedded Valkey."""
+    """URL of Redis or Valkey, e.g. `redis://localhost:6379/0`, or of its Sentinels,
+    `redis+sentinel://host1:26379,host2:26379/mymaster/0`. Not set: an embedded Valkey."""
     data_dir: Path = Path(".segue")
     """Where the embedded log and store keep their files."""
     embedded_sync: Literal["full", "normal"] = "normal"
@@ -78,8 +80,8 @@ class Settings(BaseSettings):
     @field_validator("redis")
     @classmethod
     def _redis_url(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("expected a URL such as redis://localhost:6379/0")
+        if value is not None:
+            parse(value)
         return value
 
     @property

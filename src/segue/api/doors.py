@@ -18,15 +18,13 @@ from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import redis.asyncio
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
 from segue.errors import LogUnavailable, SettingsError, StoreUnavailable
 from segue.log.port import Log
 from segue.routing import Routed, in_order
 from segue.runtime import open_log, redis_url
 from segue.settings import Settings
-from segue.store.connect import reachable
+from segue.store.connect import connect_async, reachable
 from segue.store.reader import Commands, Queries, Query
 
 T = TypeVar("T")
@@ -87,7 +85,7 @@ class StoreDoor:
                 raise StoreUnavailable(str(error)) from error
             if url != self._url or self._client is None:
                 await self.close()
-                self._url, self._client = url, _client(url)
+                self._url, self._client = url, connect_async(url, READ_S)
             self._look_again = False
         return self._client
 
@@ -115,16 +113,6 @@ async def _replies(client: redis.asyncio.Redis, commands: Commands) -> list[Any]
         for command in commands:
             pipe.execute_command(*command)
         return await pipe.execute()
-
-
-def _client(url: str) -> redis.asyncio.Redis:
-    return redis.asyncio.Redis.from_url(
-        url,
-        retry=Retry(NoBackoff(), 0),
-        socket_timeout=READ_S,
-        socket_connect_timeout=READ_S,
-        protocol=2,
-    )
 
 
 class LogDoor:

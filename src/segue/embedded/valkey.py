@@ -13,6 +13,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Self
 from urllib.parse import quote
@@ -40,12 +41,21 @@ class EmbeddedValkey:
     It listens on a Unix socket; with ``port`` on 127.0.0.1 instead (0 takes any free port and keeps
     it over restarts). A write that was answered is in the operating system's hands, so it survives
     ``kill -9`` of the server; a power cut can cost the last second (``appendfsync everysec``).
+    ``options`` are settings of the server, by its own names, for those who want it otherwise.
     """
 
-    def __init__(self, directory: Path | str, *, port: int | None = None, start_timeout_ms: int = 30_000) -> None:
+    def __init__(
+        self,
+        directory: Path | str,
+        *,
+        port: int | None = None,
+        start_timeout_ms: int = 30_000,
+        options: Mapping[str, str] | None = None,
+    ) -> None:
         self._directory = Path(directory).resolve()
         self._logfile = self._directory / "valkey.log"
         self._port = port
+        self._options = dict(options or {})
         self._start_timeout_s = start_timeout_ms / 1000
         self._process: subprocess.Popen[bytes] | None = None
         self._socket_path: Path | None = None
@@ -146,6 +156,7 @@ class EmbeddedValkey:
         }
         if self._socket_path is not None:
             settings |= {"unixsocket": str(self._socket_path), "unixsocketperm": "700"}
+        settings |= self._options
         return [part for name, value in settings.items() for part in (f"--{name}", value)]
 
     def _lock_directory(self) -> IO[bytes]:

@@ -4,26 +4,77 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import msgspec
 import redis
+import redis.asyncio
+from redis.asyncio.sentinel import Sentinel as AsyncSentinel
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from redis.sentinel import Sentinel
 
 from segue.errors import SettingsError, StoreUnavailable
+from segue.store.address import Address, parse
 from segue.store.keys import LAYOUT, Layout
+
+SENTINEL_S = 1.0
+"""How long a Sentinel may take to answer before the next one is asked."""
 
 
 def connect(url: str) -> redis.Redis:
     """Return a client for `url`. It does not retry by itself: a lost reply is an unknown outcome, not a no."""
-    return redis.Redis.from_url(
-        url,
-        retry=Retry(NoBackoff(), 0),
-        socket_timeout=10,
-        socket_connect_timeout=3,
-        health_check_interval=0,
-        protocol=2,
+    address, retry = parse(url), Retry(NoBackoff(), 0)
+    if not address.sentinels:
+        return redis.Redis.from_url(url, **_options(retry, 10, 3))
+    sentinels: Any = Sentinel(address.sentinels, sentinel_kwargs=_for_sentinels(address, retry))  # type: ignore[no-untyped-call]
+    found: redis.Redis = sentinels.master_for(address.service, **_for_master(address, retry, 10, 3))
+    return found
+
+
+def connect_async(url: str, timeout_s: float) -> redis.asyncio.Redis:
+    """The same for asyncio, with one timeout for all."""
+    address, retry = parse(url), redis.asyncio.retry.Retry(NoBackoff(), 0)
+    if not address.sentinels:
+        return redis.asyncio.Redis.from_url(url, **_options(retry, timeout_s, timeout_s))
+    sentinels: Any = AsyncSentinel(address.sentinels, sentinel_kwargs=_for_sentinels(address, retry))  # type: ignore[no-untyped-call]
+    found: redis.asyncio.Redis = sentinels.master_for(
+        address.service, **_for_master(address, retry, timeout_s, timeout_s)
     )
+    return found
+
+
+def _options(retry: Any, timeout_s: float, connect_s: float) -> dict[str, Any]:
+    return {
+        "retry": retry,
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": connect_s,
+        "health_check_interval": 0,
+        "protocol": 2,
+    }
+
+
+def _for_sentinels(address: Address, retry: Any) -> dict[str, Any]:
+    """They are asked at every connect, one after the other, until one knows."""
+    return dict(address.sentinel_options) | _tls(address) | _options(retry, SENTINEL_S, SENTINEL_S)
+
+
+def _for_master(address: Address, retry: Any, timeout_s: float, connect_s: float) -> dict[str, Any]:
+    given = _given(address)
+    own = {name: value for name, value in given.items() if name not in ("host", "port", "connection_class")}
+    return own | _tls(address) | _options(retry, timeout_s, connect_s)
+
+
+def _tls(address: Address) -> dict[str, Any]:
+    """The `ssl_...` options, for the Sentinels too: one authority covers both."""
+    if not address.url.startswith("rediss:"):
+        return {}
+    return {"ssl": True} | {name: value for name, value in _given(address).items() if name.startswith("ssl_")}
+
+
+def _given(address: Address) -> dict[str, Any]:
+    """User, password, database and options, as redis-py reads them from a URL."""
+    return dict(redis.connection.parse_url(address.url))  # type: ignore[no-untyped-call]
 
 
 @contextmanager

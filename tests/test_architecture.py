@@ -21,7 +21,7 @@ LAYERS = [
     {"segue.client"},
     {"streams.resolve", "streams.context", "streams.signals", "streams"},
     {"segue.runtime"},
-    {"segue.up", "segue.api", "segue.importer", "segue.agents", "segue.schemas_tool"},
+    {"segue.up", "segue.rebuild", "segue.api", "segue.importer", "segue.agents", "segue.schemas_tool"},
     {"segue.demo", "streams.complaints"},
     {"segue.cli"},
     {"segue.__main__"},
@@ -29,9 +29,9 @@ LAYERS = [
 """From the inside out; a module may import from its own layer and from those before it."""
 
 ONLY_IN = {
-    "confluent_kafka": {"segue.log.kafka", "segue.log.kafka_member", "segue.transports"},
+    "confluent_kafka": {"segue.log.kafka", "segue.log.kafka_member", "segue.log.kafka_reader", "segue.transports"},
     "sqlite3": {"segue.log.sqlite"},
-    "redis": {"segue.store", "segue.embedded", "segue.runtime", "segue.api.doors", "segue.demo"},
+    "redis": {"segue.store", "segue.embedded", "segue.runtime", "segue.rebuild", "segue.api.doors", "segue.demo"},
     "faust": {"segue.agents", "streams.complaints"},
     "fastapi": {"segue.api"},
     "typer": {"segue.cli"},

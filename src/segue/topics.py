@@ -37,9 +37,12 @@ def all_topics(partitions: int, event_partitions: int) -> list[Topic]:
     large = {"max.message.bytes": str(MAX_RECORD_BYTES)}
     # LogAppendTime: received_at is the broker's clock, not the sender's.
     arriving = large | {"message.timestamp.type": "LogAppendTime"}
+    # What the state is rebuilt from, at whatever age; a broker's own retention is seven days.
+    kept = large | {"retention.ms": "-1"}
     return [
         *(Topic(name, event_partitions, arriving) for name in EVENT_TOPICS),
-        *(Topic(name, partitions, large) for name in (INTERACTIONS, JOURNEY_STEPS, SIGNALS)),
+        *(Topic(name, partitions, kept) for name in (INTERACTIONS, JOURNEY_STEPS)),
+        Topic(SIGNALS, partitions, large),
         Topic(IDENTITY, partitions, large | {"cleanup.policy": "compact"}),
         Topic(DEAD_LETTERS, event_partitions, large),
     ]

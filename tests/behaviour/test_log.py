@@ -163,6 +163,46 @@ def test_what_was_acknowledged_is_there_for_whoever_opens_the_log_next(place: Pl
     assert place.values(topic) == [b"v"]
 
 
+def test_a_reader_in_no_group_reads_from_any_offset_and_moves_nobody(place: Place) -> None:
+    topic = place.topic("t", 2)
+    place.log.append([Output(topic, b"k", b"%d" % n, 1) for n in range(5)])
+    with place.seat(topic) as seat:
+        seat.until_read(5).commit(up_to={(topic, 1): 2})
+        reader = place.log.reader()
+        found: list[Record] = []
+        ended: list[tuple[str, int]] = []
+
+        def read(until: int) -> bool:
+            polled = reader.poll(100, 0.1)
+            found.extend(polled.records.get((topic, 1), ()))
+            ended.extend(polled.ended)
+            return len(found) >= until and (topic, 1) in ended
+
+        reader.start((topic, 1), 3)
+        eventually(lambda: read(2))
+        assert values(found) == [b"3", b"4"]
+        reader.pause((topic, 1))
+        ended.clear()
+        reader.start((topic, 1), None)
+        eventually(lambda: read(7))
+        assert values(found)[2:] == [b"0", b"1", b"2", b"3", b"4"]
+        assert seat.member.committed([(topic, 1)]) == {(topic, 1): 2}
+        assert reader.topic_id(topic) == seat.member.topic_id(topic)
+        reader.close()
+
+
+def test_the_bounds_of_a_topic_are_what_is_kept_and_what_is_committed(place: Place) -> None:
+    topic, out = place.topic("t", 2), place.topic("out")
+    assert place.log.bounds(topic) == {0: (0, 0), 1: (0, 0)}
+    place.log.append([Output(topic, b"k", b"%d" % n, 1) for n in range(5)])
+    assert place.log.bounds(topic) == {0: (0, 0), 1: (0, 5)}
+    with place.seat(topic) as seat:
+        seat.until_read(5).commit(Output(out, b"k", b"v"))
+    ends = place.log.bounds(out, settled=True)[0]
+    assert ends[0] == 0
+    assert ends[1] in (1, 2)  # the broker's own mark may end the transaction
+
+
 def test_an_empty_topic_reads_as_nothing(place: Place) -> None:
     assert list(place.log.read(place.topic("t", 2))) == []
 

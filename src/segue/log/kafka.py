@@ -6,18 +6,30 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    Producer,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
 from segue.errors import LogUnavailable, SettingsError
 from segue.log.kafka_member import KafkaMember, produce
+from segue.log.kafka_reader import KafkaReader
 from segue.log.port import Output, Record
 from segue.topics import MAX_RECORD_BYTES, Topic
 
 _DELIVERY_S = 30.0
+_SETTLE_S = 60.0
+"""How long an open transaction is waited for; the broker ends one that nobody goes on with after about 20 s."""
 
 
 class KafkaLog:
@@ -147,6 +159,32 @@ class KafkaLog:
                         raise LogUnavailable(f"cannot read {topic}: {error.str()}")
         finally:
             consumer.close()
+
+    def bounds(self, topic: str, settled: bool = False) -> dict[int, tuple[int, int]]:
+        admin = AdminClient(self._common)
+        tps = [TopicPartition(topic, partition) for partition in range(self.partitions(topic))]
+        until = time.monotonic() + _SETTLE_S
+        first = self._offsets(admin, tps, OffsetSpec.earliest(), IsolationLevel.READ_COMMITTED)
+        while True:
+            # In this order: when they agree, no transaction was open at the first look.
+            stable = self._offsets(admin, tps, OffsetSpec.latest(), IsolationLevel.READ_COMMITTED)
+            if not settled or stable == self._offsets(admin, tps, OffsetSpec.latest(), IsolationLevel.READ_UNCOMMITTED):
+                return {partition: (first[partition], end) for partition, end in stable.items()}
+            if time.monotonic() > until:
+                raise LogUnavailable(f"a transaction on {topic} stays open")
+            time.sleep(0.05)
+
+    def _offsets(
+        self, admin: AdminClient, tps: list[TopicPartition], spec: OffsetSpec, level: IsolationLevel
+    ) -> dict[int, int]:
+        try:
+            found = admin.list_offsets(dict.fromkeys(tps, spec), isolation_level=level, request_timeout=30)
+            return {tp.partition: future.result(30).offset for tp, future in found.items()}
+        except (KafkaException, TimeoutError) as error:
+            raise LogUnavailable(f"offsets at {self._bootstrap}: {error}") from error
+
+    def reader(self) -> KafkaReader:
+        return KafkaReader(self._common)
 
     def join(self, group: str, topics: Sequence[str], instance: str) -> KafkaMember:
         return KafkaMember(self._common, self._bootstrap, group, topics, instance)

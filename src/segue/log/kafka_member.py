@@ -62,6 +62,15 @@ def produce(producer: Producer, output: Output, delivered: Callable[..., None] |
             producer.poll(0.05)
 
 
+def topic_id(admin: AdminClient, topic: str) -> str:
+    """The broker's id of a topic. Raises LogUnavailable."""
+    try:
+        described = admin.describe_topics(TopicCollection([topic]), request_timeout=30)
+        return str(described[topic].result(30).topic_id)
+    except KafkaException as error:
+        raise LogUnavailable(f"topic {topic}: {error.args[0].str()}") from error
+
+
 class KafkaMember:
     """`port.Member`: a consumer in a group and a transactional producer."""
 
@@ -216,11 +225,7 @@ class KafkaMember:
         }
 
     def topic_id(self, topic: str) -> str:
-        try:
-            described = self._admin.describe_topics(TopicCollection([topic]), request_timeout=30)
-            return str(described[topic].result(30).topic_id)
-        except KafkaException as error:
-            raise LogUnavailable(f"topic {topic}: {error.args[0].str()}") from error
+        return topic_id(self._admin, topic)
 
     def commit(self, outputs: Iterable[Output], offsets: dict[TP, int]) -> None:
         # The broker checks that the member is of the group's generation, not that the partitions are its own.

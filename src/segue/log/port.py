@@ -61,11 +61,11 @@ class Polled(NamedTuple):
     behind: Sequence[TP] = ()
 
 
-class Member(Protocol):
-    """A seat in a consumer group, with the right to commit outputs and offsets together. One thread only."""
+class Reader(Protocol):
+    """Reads partitions from any offset on, in no group: nobody else notices. One thread only."""
 
     def poll(self, max_records: int, timeout_s: float) -> Polled:
-        """Wait for records, at most `timeout_s`. Newly assigned partitions deliver nothing until `start`.
+        """Wait for records, at most `timeout_s`. A partition delivers nothing until `start`.
 
         Raises LogUnavailable (call again), MemberLost (take a new seat).
         """
@@ -79,12 +79,18 @@ class Member(Protocol):
         """Deliver nothing of `tp` until `start`."""
         ...
 
-    def committed(self, tps: Sequence[TP]) -> dict[TP, int | None]:
-        """The group's committed offsets; None where it has none."""
-        ...
-
     def topic_id(self, topic: str) -> str:
         """An id that a topic deleted and made again does not share with its predecessor."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Member(Reader, Protocol):
+    """A seat in a consumer group, with the right to commit outputs and offsets together. One thread only."""
+
+    def committed(self, tps: Sequence[TP]) -> dict[TP, int | None]:
+        """The group's committed offsets; None where it has none."""
         ...
 
     def commit(self, outputs: Iterable[Output], offsets: dict[TP, int]) -> None:
@@ -116,6 +122,17 @@ class Log(Protocol):
 
     def read(self, topic: str) -> Iterator[Record]:
         """Every committed record of a topic from its beginning to its present end, partition by partition."""
+        ...
+
+    def bounds(self, topic: str, settled: bool = False) -> dict[int, tuple[int, int]]:
+        """Per partition the first offset that is kept, and the end of what is committed.
+
+        `settled` waits for a moment in which no transaction is open on the topic. Raises LogUnavailable.
+        """
+        ...
+
+    def reader(self) -> Reader:
+        """Read partitions without joining a group."""
         ...
 
     def join(self, group: str, topics: Sequence[str], instance: str) -> Member:

@@ -200,6 +200,20 @@ class SqliteLog:
                 position = rows[-1].offset() + 1
         file.db.close()
 
+    def bounds(self, topic: str, settled: bool = False) -> dict[int, tuple[int, int]]:
+        with self._lock:
+            at, partitions = self._file.topic(topic)
+            found = self._file.query(
+                "SELECT partition, next_offset, coalesce((SELECT min(offset) FROM records r WHERE r.topic = h.topic "
+                "AND r.partition = h.partition), next_offset) FROM heads h WHERE topic = ?",
+                at,
+            )
+        kept = {partition: (first, head) for partition, head, first in found}
+        return {partition: kept.get(partition, (0, 0)) for partition in range(partitions)}  # type: ignore[misc]
+
+    def reader(self) -> SqliteReader:
+        return SqliteReader(_File(self._path, self._full_sync))
+
     def join(self, group: str, topics: Sequence[str], instance: str) -> SqliteMember:
         return SqliteMember(_File(self._path, self._full_sync), group, topics, instance)
 
@@ -216,17 +230,14 @@ def _rows(file: _File, tp: TP, topic: int, offset: int, most: int) -> list[Recor
     return [Row(tp, *row) for row in found]  # type: ignore[arg-type]
 
 
-class SqliteMember:
-    """`port.Member` on the embedded log."""
+class SqliteReader:
+    """`port.Reader` on the embedded log."""
 
-    def __init__(self, file: _File, group: str, topics: Sequence[str], instance: str) -> None:
-        self._file, self._group, self._me = file, group, instance
-        self._topics = list(topics)
-        self._names = {self._file.topic(name)[0]: name for name in self._topics}
-        self._owned: set[TP] = set()
+    def __init__(self, file: _File) -> None:
+        self._file = file
+        self._names: dict[object, str] = {}
         self._positions: dict[TP, int] = {}
         self._ended: set[TP] = set()
-        self._beat_at = 0.0
         self._version = -1
 
     def poll(self, max_records: int, timeout_s: float) -> Polled:
@@ -263,6 +274,37 @@ class SqliteMember:
         ended = [tp for tp in done if tp in records or tp not in self._ended]
         self._ended = done
         return records, ended
+
+    def _beat(self) -> tuple[list[TP], list[TP]]:
+        """What was assigned and revoked: to a reader in no group, nothing."""
+        return [], []
+
+    def start(self, tp: TP, offset: int | None) -> None:
+        self._names[self._file.topic(tp[0])[0]] = tp[0]
+        self._positions[tp] = offset or 0
+        self._ended.discard(tp)
+
+    def pause(self, tp: TP) -> None:
+        self._positions.pop(tp, None)
+        self._ended.discard(tp)
+
+    def topic_id(self, topic: str) -> str:
+        return str(self._file.query("SELECT topic_id FROM topics WHERE name = ?", topic)[0][0])
+
+    def close(self) -> None:
+        self._file.db.close()
+
+
+class SqliteMember(SqliteReader):
+    """`port.Member` on the embedded log."""
+
+    def __init__(self, file: _File, group: str, topics: Sequence[str], instance: str) -> None:
+        super().__init__(file)
+        self._topics = list(topics)
+        self._names |= {self._file.topic(name)[0]: name for name in self._topics}
+        self._group, self._me = group, instance
+        self._owned: set[TP] = set()
+        self._beat_at = 0.0
 
     def _beat(self) -> tuple[list[TP], list[TP]]:
         """Renew the membership and take or give up partitions, once a second."""
@@ -312,12 +354,7 @@ class SqliteMember:
 
     def start(self, tp: TP, offset: int | None) -> None:
         if tp in self._owned:
-            self._positions[tp] = offset or 0
-            self._ended.discard(tp)
-
-    def pause(self, tp: TP) -> None:
-        self._positions.pop(tp, None)
-        self._ended.discard(tp)
+            super().start(tp, offset)
 
     def committed(self, tps: Sequence[TP]) -> dict[TP, int | None]:
         found = {
@@ -328,9 +365,6 @@ class SqliteMember:
             if t in self._names
         }
         return {tp: found.get(tp) for tp in tps}  # type: ignore[misc]
-
-    def topic_id(self, topic: str) -> str:
-        return str(self._file.query("SELECT topic_id FROM topics WHERE name = ?", topic)[0][0])
 
     def commit(self, outputs: Iterable[Output], offsets: dict[TP, int]) -> None:
         with self._file.transaction():
@@ -348,4 +382,4 @@ class SqliteMember:
         with self._file.transaction():
             for table in ("members", "leases"):
                 self._file.db.execute(f"DELETE FROM {table} WHERE grp = ? AND member = ?", (self._group, self._me))
-        self._file.db.close()
+        super().close()

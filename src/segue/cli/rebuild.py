@@ -1,0 +1,115 @@
+"""`segue rebuild`: the state made anew from the log, or compared with one that is."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from segue.rebuild.verify import Report
+
+LINE_EVERY_S = 5.0
+"""How often a line is written where there is no terminal to draw a bar on."""
+
+
+def rebuild_command(
+    verify: Annotated[bool, typer.Option("--verify", help="change nothing: rebuild beside and compare")] = False,
+    show_values: Annotated[bool, typer.Option("--show-values", help="with --verify: personal data too")] = False,
+) -> None:
+    """Compare the live state with one rebuilt from the log, byte for byte.
+
+    Runs beside the processors, with the settings (rules, gaps) that they have. Exit code 0 when nothing differs,
+    1 when something does, 2 when it cannot be told.
+    """
+    from segue import runtime
+    from segue.rebuild import verify as verifying
+    from segue.settings import load
+
+    settings = load()
+    runtime.configure_logging("warning")
+    if not verify:
+        raise typer.BadParameter("say --verify")
+    source, live = runtime.open_log(settings), runtime.open_redis(settings)
+    with verifying.scratch() as scratch, _progress() as progress:
+        report = verifying.verify(settings, source, live, scratch, progress)
+    _print(report, show_values)
+    if report.first is not None:
+        raise typer.Exit(1)
+
+
+def _print(report: Report, show_values: bool) -> None:
+    table = Table("compared", box=None, pad_edge=False)
+    for name in ("keys", "differing"):
+        table.add_column(name, justify="right")
+    for kind in sorted(report.compared):
+        table.add_row(kind, f"{report.compared[kind]:,}", f"{report.differing[kind]:,}")
+    console = Console(soft_wrap=True)
+    console.print(table)
+    if report.unconfirmed:
+        typer.echo(f"{report.unconfirmed:,} identifiers are claimed and not in the log (yet): events under way")
+    for skipped in report.skipped:
+        typer.echo(f"not compared: {skipped}")
+    if report.first is None:
+        typer.echo("the live state is what the log makes of it, byte for byte")
+        return
+    typer.echo(f"first difference: {report.first.told(show_values)}")
+    if not show_values:
+        typer.echo("(--show-values shows the values, which may be personal data)")
+
+
+@contextmanager
+def _progress() -> Iterator[_Bars | _Lines]:
+    """Bars on a terminal, else a line every few seconds; on standard error either way."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines()
+        return
+    columns = (TextColumn("{task.description:10}"), BarColumn(), TextColumn("{task.fields[told]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        yield _Bars(progress)
+
+
+class _Rate:
+    """How fast each phase goes."""
+
+    def __init__(self) -> None:
+        self._began: dict[str, float] = {}
+
+    def told(self, phase: str, done: int, total: int) -> str:
+        began = self._began.setdefault(phase, time.monotonic())
+        rate = done / max(time.monotonic() - began, 0.001)
+        return f"{done:,} of {total:,} ({rate:,.0f}/s)"
+
+
+class _Bars:
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._rate = progress, _Rate()
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        if phase not in self._tasks:
+            self._tasks[phase] = self._progress.add_task(phase, total=total, told="")
+        told = self._rate.told(phase, done, total)
+        self._progress.update(self._tasks[phase], completed=done, total=total, told=told)
+
+
+class _Lines:
+    def __init__(self) -> None:
+        self._rate, self._phase, self._next = _Rate(), "", 0.0
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        ended = done >= total
+        if not ended and phase == self._phase and time.monotonic() < self._next:
+            return
+        told = self._rate.told(phase, done, total)
+        if (phase, ended) != (self._phase, True):
+            print(f"{phase}: {told}", file=sys.stderr, flush=True)
+        self._phase, self._next = phase, time.monotonic() + LINE_EVERY_S

@@ -35,7 +35,7 @@ check: $(STAMP) ## lint, types, compose file
 figures: $(STAMP) ## import the reference files and compare every count; STACK=embedded|kafka
 	$(BIN)/python -m bench.figures --stack $(STACK)
 
-bench: $(STAMP) ## measure each processor against the bare consume loop, and latency
+bench: $(STAMP) ## measure speed, memory, latency and what the guarantee costs; docs/benchmarks.md
 	$(BIN)/python -m bench
 
 chaos: $(STAMP) ## every fault of docs/faults.md against a real Kafka and a real Valkey; ARGS="--rows F1 --quick"

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import orjson
 
+from segue.core import identity
+from segue.core.event import Event, Rejected, decode
+from segue.core.interaction import Interaction, entry_of
 from segue.log.port import Output
-from segue.topics import event_topic
+from segue.topics import INTERACTIONS, event_topic
 
 CHANNELS = ("web", "app", "chat", "voice")
 TYPES = {"web": "page.viewed", "app": "screen.viewed", "chat": "message.sent", "voice": "call.ended"}
@@ -48,3 +52,29 @@ def events(count: int, customers: int, run: str, first: int = 0) -> Iterator[Out
             "data": data,
         }
         yield Output(event_topic(channel), f"user_id:u{who}".encode(), orjson.dumps(event))
+
+
+def customer_key(who: int) -> str:
+    """The key of the customer whose `user_id` is `u<who>`."""
+    return identity.new_key(identity.Identifier("user_id", f"u{who}", "verified"))
+
+
+def interactions(
+    count: int, customers: int, run: str, first: int = 0, clock: Callable[[], int] | None = None
+) -> Iterator[Output]:
+    """The same events as resolve hands them on. `clock` (ms since 1970) says when each was received."""
+    keys: dict[int, str] = {}
+    for n, output in enumerate(events(count, customers, run, first), first):
+        event = _decoded(output)
+        key = keys.get(n % customers) or keys.setdefault(n % customers, customer_key(n % customers))
+        received_ms = int(event.time.timestamp() * 1000) if clock is None else clock()
+        entry = entry_of(event, received_ms, event.data.properties)
+        interaction = Interaction(customer_key=key, entry=entry, identifiers=event.data.identifiers)
+        yield Output(INTERACTIONS, key.encode(), msgspec.json.encode(interaction))
+
+
+def _decoded(output: Output) -> Event:
+    event = decode(output.value or b"")
+    if isinstance(event, Rejected):
+        raise AssertionError(event)
+    return event

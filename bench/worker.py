@@ -1,14 +1,21 @@
 """One measured run in a process of its own: `python -m bench.worker WHAT COUNT`, settings by environment.
 
-WHAT is a processor, or `bare:<processor>`: the same topics consumed and decoded, nothing else. Prints
-events per second of wall time and microseconds of CPU per event, after the first 5 % (warm-up).
+WHAT is a processor, or `bare:<processor>`: the same topics consumed and decoded, nothing else. Prints JSON
+lines: how far it is, and at the end events per second of wall time, microseconds of CPU per event (both
+without the warm-up), and memory at the end and at most.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
+import resource
+import statistics
 import sys
 import time
 import uuid
+from collections.abc import Iterable
+from pathlib import Path
 
 import msgspec
 import orjson
@@ -25,37 +32,73 @@ INPUTS = {
     "context": ((INTERACTIONS,), Interaction),
     "signals": ((JOURNEY_STEPS,), StepView),
 }
+TELL_EVERY_S = 0.5
 
 
 class Watch:
-    """Takes the time between 5 % and all of `count` events."""
+    """Takes the time between the warm-up and all of `count` events. `warm` is a share of them."""
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, count: int, warm: float) -> None:
+        self.count, self._warm = count, int(count * warm)
         self._from: tuple[int, float, float] | None = None
+        self._told = 0.0
+        self.latencies_ms: list[int] = []
+
+    @property
+    def measuring(self) -> bool:
+        """Whether the warm-up is over."""
+        return self._from is not None
 
     def done(self, so_far: int) -> bool:
         """Whether all has been handled; starts the clock once warm."""
-        if self._from is None and so_far >= self.count // 20:
+        if self._from is None and so_far >= self._warm:
             self._from = so_far, time.perf_counter(), time.process_time()
+            tell({"warm": so_far})
+        elif time.perf_counter() > self._told + TELL_EVERY_S:
+            self._told = time.perf_counter()
+            tell({"done": so_far})
         return so_far >= self.count
+
+    def latency(self, took_ms: Iterable[int]) -> None:
+        """Take down how long events took, once warm."""
+        if self.measuring:
+            self.latencies_ms += took_ms
 
     def result(self) -> dict[str, float]:
         assert self._from is not None
         first, wall, cpu = self._from
-        events = self.count - first
-        return {
+        events = max(1, self.count - first)
+        found = {
             "per_s": events / (time.perf_counter() - wall),
             "cpu_us": (time.process_time() - cpu) / events * 1e6,
+            "rss_mb": resident_mb(),
+            "rss_max_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         }
+        if len(self.latencies_ms) > 100:
+            cut = statistics.quantiles(self.latencies_ms, n=100)
+            found |= {"p50_ms": cut[49], "p95_ms": cut[94], "p99_ms": cut[98]}
+        return found
 
 
-def bare(name: str, count: int, settings: Settings) -> dict[str, float]:
+def tell(line: dict[str, float]) -> None:
+    sys.stdout.write(orjson.dumps(line).decode() + "\n")
+    sys.stdout.flush()
+
+
+def resident_mb() -> float:
+    """Memory of this process now; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    except OSError:
+        return 0.0
+
+
+def bare(name: str, settings: Settings, watch: Watch) -> None:
     """Consume and decode: what no processor can be faster than."""
     topics, shape = INPUTS[name]
     decode = msgspec.json.Decoder(shape).decode
     member = runtime.open_log(settings).join(f"bare-{uuid.uuid4().hex[:8]}", topics, uuid.uuid4().hex[:8])
-    watch, seen = Watch(count), 0
+    seen = 0
     while not watch.done(seen):
         polled = member.poll(settings.batch_records, 0.1)
         for tp in polled.assigned:
@@ -64,27 +107,50 @@ def bare(name: str, count: int, settings: Settings) -> dict[str, float]:
             for record in records:
                 decode(record.value() or b"")
             seen += len(records)
-    result = watch.result()
     member.close()
-    return result
 
 
-def processor(name: str, count: int, settings: Settings) -> dict[str, float]:
-    watch = Watch(count)
+def processor(name: str, settings: Settings, watch: Watch) -> None:
+    """One processor until it has applied (or, in a restore, replayed) all of it."""
     meters: list[Meter] = []
-    runtime.run(name, settings, lambda: bool(meters) and watch.done(meters[0].counts["applied"]), meters.append)
-    return watch.result()
+    _take_down_latencies(watch)
+
+    def finished() -> bool:
+        return bool(meters) and watch.done(meters[0].counts["applied"] + meters[0].counts["replayed"])
+
+    runtime.run(name, settings, finished, meters.append)
+
+
+def _take_down_latencies(watch: Watch) -> None:
+    """The processors count latencies by buckets; here each is wanted."""
+    counted = Meter.readable
+
+    def readable(meter: Meter, received_ms: Iterable[int], now_ms: int) -> None:
+        watch.latency(now_ms - received for received in received_ms)
+        counted(meter, received_ms, now_ms)
+
+    Meter.readable = readable  # type: ignore[method-assign]
 
 
 def main() -> None:
-    what, count = sys.argv[1], int(sys.argv[2])
+    parser = argparse.ArgumentParser(prog="python -m bench.worker", description=__doc__)
+    parser.add_argument("what")
+    parser.add_argument("count", type=int)
+    parser.add_argument("--warm", type=float, default=0.05, help="share of the events that is not measured")
+    parser.add_argument("--without", default="", help="`transaction`, `fence`, or both with a comma")
+    given = parser.parse_args()
     settings = load()
     runtime.configure_logging("warning")
-    if what.startswith("bare:"):
-        result = bare(what.removeprefix("bare:"), count, settings)
+    watch = Watch(given.count, given.warm)
+    if given.without:
+        from bench.unguarded import take_away
+
+        take_away(given.without.split(","))
+    if given.what.startswith("bare:"):
+        bare(given.what.removeprefix("bare:"), settings, watch)
     else:
-        result = processor(what, count, settings)
-    print(orjson.dumps(result).decode())
+        processor(given.what, settings, watch)
+    tell(watch.result())
 
 
 if __name__ == "__main__":

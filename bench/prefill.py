@@ -1,0 +1,64 @@
+"""Contexts that are full, in Redis, before anything is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+import msgspec
+
+from bench.load import customer_key, interactions
+from segue import runtime
+from segue.core.apply import apply, new_context
+from segue.core.context import Context, Policy, encoder
+from segue.core.interaction import Interaction
+from segue.core.partition import partition_of
+from segue.settings import Settings
+from segue.store.connect import layout
+from segue.store.shards import ShardStore
+
+MODELS = 200
+"""Customers whose contexts the core makes; the others' are theirs under another name."""
+EACH = 50
+
+
+def fill(settings: Settings, customers: int) -> tuple[int, float]:
+    """Write a context of 50 interactions for each customer.
+
+    Returns how many events precede, so that a run can go on from there, and the mean size of a document in bytes.
+    """
+    client = runtime.open_redis(settings)
+    found = layout(client, settings.partitions)
+    store = ShardStore(client, found, "context", "ctx")
+    size = 0
+    source = _contexts(customers)
+    while chunk := list(islice(source, 500)):
+        client.mset(
+            {
+                found.document(str(partition_of(key.encode(), found.partitions)), store.kind, key): raw
+                for key, raw in chunk
+            }
+        )
+        size += sum(len(raw) for _, raw in chunk)
+    return EACH * MODELS, size / customers
+
+
+def _contexts(customers: int) -> Iterator[tuple[str, bytes]]:
+    models = _models()
+    for who in range(customers):
+        model, key = who % MODELS, customer_key(who)
+        raw = models[model].replace(customer_key(model).encode(), key.encode())
+        for name in ("u{0}", "browser-{0:08d}", "c{0}", "case:c{0}"):
+            raw = raw.replace(f'"{name.format(model)}"'.encode(), f'"{name.format(who)}"'.encode())
+        yield key, raw
+
+
+def _models() -> list[bytes]:
+    policy, contexts = Policy(), dict[str, Context]()
+    for output in interactions(EACH * MODELS, MODELS, "earlier"):
+        interaction = msgspec.json.decode(output.value or b"", type=Interaction)
+        key = interaction.customer_key
+        if key not in contexts:
+            contexts[key] = new_context(key, interaction.entry)
+        apply(contexts[key], interaction, policy)
+    return [encoder.encode(context) for context in contexts.values()]

@@ -8,6 +8,8 @@ that one event named goes to `segue.identity`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -32,12 +34,20 @@ REFILL = 5000
 
 
 class Arrival(Struct, gc=False):
-    """An event that passed the checks, with its usable identifiers."""
+    """An event that passed the checks, with its usable identifiers and their names (`type:value`)."""
 
     event: Event
     identifiers: tuple[Identifier, ...]
+    refs: tuple[str, ...]
     received_at_ms: int
     decision: identity.Decision | None = None
+
+
+@lru_cache(maxsize=50_000)
+def _named(given: tuple[Identifier, ...], region: str | None) -> tuple[tuple[Identifier, ...], tuple[str, ...]]:
+    """The usable identifiers of an event and their names. A customer's next event nearly always names the same."""
+    identifiers = normalise(given, region)
+    return identifiers, tuple(identity.ref(identifier) for identifier in identifiers)
 
 
 class IdentityRecord(Struct, omit_defaults=True):
@@ -80,10 +90,10 @@ class Resolve:
             return event
         if event.channel != channel:
             return Rejected("wrong_topic", "$.channel", f"publish {event.channel} events to {EVENTS}{event.channel}")
-        identifiers = normalise(event.data.identifiers, self._region)
+        identifiers, refs = _named(event.data.identifiers, self._region)
         if not identifiers:
             return NO_USABLE_IDENTIFIER
-        return Arrival(event, identifiers, record.timestamp()[1])
+        return Arrival(event, identifiers, refs, record.timestamp()[1])
 
     def prepare(self, batch: list[tuple[Shard, list[tuple[Record, Arrival | Rejected]]]]) -> None:
         arrivals = [found for _, pairs in batch for _, found in pairs if isinstance(found, Arrival)]
@@ -116,23 +126,24 @@ class Resolve:
             self._index.refill(committed(self._log))
 
 
-def _order(arrival: Arrival) -> tuple[int, float]:
+def _order(arrival: Arrival) -> tuple[int, datetime]:
     """As received; what was received in the same millisecond, by event time. The sort keeps partition order."""
-    return arrival.received_at_ms, arrival.event.time.timestamp()
+    return arrival.received_at_ms, arrival.event.time
 
 
 def _emit(arrival: Arrival) -> Iterable[Output]:
     event, decision = arrival.event, arrival.decision
     assert decision is not None
     properties = event.data.properties
-    if len(bytes(properties)) > MAX_PROPERTIES_BYTES:
+    if properties and len(bytes(properties)) > MAX_PROPERTIES_BYTES:
         properties = NO_PROPERTIES
     interaction = Interaction(
         customer_key=decision.customer_key,
         entry=entry_of(event, arrival.received_at_ms, properties),
         identifiers=arrival.identifiers,
-        contested=tuple(identifier.type for identifier, _ in decision.contested),
     )
+    if decision.contested:
+        interaction.contested = tuple(identifier.type for identifier, _ in decision.contested)
     yield Output(INTERACTIONS, decision.customer_key.encode(), _encode(interaction))
     for identifier in decision.link:
         yield _identity(arrival, "link", identifier, decision.customer_key)
@@ -157,14 +168,34 @@ class Resolution:
 
     def settle(self) -> None:
         """Set `decision` on every arrival."""
-        refs = {identity.ref(i) for arrival in self._arrivals for i in arrival.identifiers}
-        self._entries = self._index.owners(refs)
+        self._arrivals = [arrival for arrival in self._arrivals if not self._known(arrival)]
+        if not self._arrivals:
+            return
+        self._entries = self._index.owners(ref for arrival in self._arrivals for ref in arrival.refs)
         while True:
             anchors, links, uniques = self._decide()
             # A new customer's own identifier first: the others follow whoever wins it.
             if self._lost(anchors) or self._lost_unique(uniques) or self._lost(links):
                 continue
             return
+
+    def _known(self, arrival: Arrival) -> bool:
+        """Decide at once for the customer whose identifiers are all known: nearly every event.
+
+        Ownership never changes, so no other event of the batch has a say. An event that claimed one of them
+        itself, in an attempt that was not committed, has to link it again and is not decided here.
+        """
+        key, event_id = "", arrival.event.id
+        for ref in arrival.refs:
+            entry = self._index.cached(ref)
+            if entry is None or entry[KEY_WIDTH:] == event_id:
+                return False
+            if not key:
+                key = entry[:KEY_WIDTH]
+            elif entry[:KEY_WIDTH] != key:
+                return False
+        arrival.decision = identity.Decision(key, ())
+        return True
 
     def _decide(self) -> tuple[dict[str, str], dict[str, str], dict[tuple[str, str], str]]:
         entries = dict(self._entries)
@@ -191,7 +222,7 @@ class Resolution:
     def _as_claimed(self, arrival: Arrival, decision: identity.Decision, entries: dict[str, str]) -> identity.Decision:
         """Link again what this very event claimed in an attempt that was not committed."""
         mine = decision.customer_key + arrival.event.id
-        link = tuple(i for i in arrival.identifiers if entries.get(identity.ref(i)) == mine)
+        link = tuple(i for i, ref in zip(arrival.identifiers, arrival.refs, strict=True) if entries.get(ref) == mine)
         if link == decision.link:
             return decision
         return identity.Decision(decision.customer_key, link, decision.contested)

@@ -88,6 +88,10 @@ class IdentityIndex:
                 self._keep(ref, owner)
         return found
 
+    def cached(self, ref: str) -> str | None:
+        """The entry of an identifier, if it is known without asking."""
+        return self._known.get(ref)
+
     def uniques(self, wanted: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
         """Values by (customer key, unique type), where the customer has one."""
         found = self._get([self._unique(*pair) for pair in wanted])

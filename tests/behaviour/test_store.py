@@ -18,8 +18,9 @@ from segue.errors import SettingsError, StoreUnavailable, WentBack
 from segue.store.connect import check, connect, layout
 from segue.store.identity import IdentityIndex, bucket
 from segue.store.keys import LAYOUT, Layout
+from segue.store.reader import Reader
 from segue.store.shards import Fence, ShardStore, Write, encode_fence
-from tests.support.proxy import Proxy
+from tests.support.proxy import Proxy, address_of
 
 PLACE = Layout(4)
 TOPIC = "topic-id-1"
@@ -207,6 +208,72 @@ def test_progress_and_metrics_are_reported(store: ShardStore, redis_client: redi
     store.report({"1": 7}, b"{1}", "me")
     assert redis_client.hgetall(PLACE.progress("context")) == {b"0": b"5", b"1": b"7"}
     assert redis_client.hgetall("segue:metrics") == {b"context:me": b"{1}"}
+
+
+def test_a_redis_that_failed_over_in_silence_is_noticed_by_the_next_report(tmp_path: Path) -> None:
+    first, second = EmbeddedValkey(tmp_path / "a", port=0), EmbeddedValkey(tmp_path / "b", port=0)
+    with first, second, Proxy.of(first.url) as proxy, redis.Redis.from_url(second.url) as client:
+        store = ShardStore(connect(f"redis://127.0.0.1:{proxy.port}/0"), PLACE, "context", "ctx")
+        store.report({"0": 5}, b"{}", "me")
+        store.report({"0": 6}, b"{}", "me")
+        proxy.switch(address_of(second.url))
+        with pytest.raises(WentBack):
+            store.report({"0": 7}, b"{}", "me")
+        assert client.dbsize() == 0  # it does not call complete what may not be
+        store.report({"0": 8}, b"{}", "me")
+
+
+def test_a_server_that_begins_to_evict_is_noticed_by_the_next_report(
+    store: ShardStore, redis_client: redis.Redis
+) -> None:
+    store.report({}, b"{}", "me")
+    redis_client.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        with pytest.raises(StoreUnavailable, match="noeviction"):
+            store.report({}, b"{}", "me")
+    finally:
+        redis_client.config_set("maxmemory-policy", "noeviction")
+    store.report({}, b"{}", "me")
+
+
+# --- the reader
+
+
+def test_a_reader_is_not_shown_less_than_before_until_an_owner_answers_for_it(
+    store: ShardStore, redis_client: redis.Redis
+) -> None:
+    layout(redis_client, PLACE.partitions)
+    anna = next(str(n) * 36 for n in range(9) if partition_of((str(n) * 36).encode(), PLACE.partitions) == 0)
+    signals = ShardStore(redis_client, PLACE, "signals", "sig")
+    signals.take_over("0", TOPIC)
+    _, fence, _ = store.take_over("0", TOPIC)
+    first = write("0", fence, 1, 1, **{anna: b'{"revision":1}'})
+    second = write("0", first.fence, 1, 2, **{anna: b'{"revision":2}'})
+    reader = Reader(redis_client)
+
+    def read() -> tuple[int, bytes | None]:
+        view = reader.view(anna)
+        return view.epoch, view.context
+
+    assert store.write([first]) == []
+    lost = {key: redis_client.get(key) for key in redis_client.keys("segue:*{0}*")}
+    assert read() == (1, b'{"revision":1}')
+    assert store.write([second]) == []
+    assert read() == (1, b'{"revision":2}')
+    redis_client.mset(lost)  # type: ignore[arg-type]
+    with pytest.raises(StoreUnavailable, match="lost writes"):
+        read()
+    assert Reader(redis_client).view(anna).context == b'{"revision":1}'  # this one knows no better
+    _, fence, _ = store.take_over("0", TOPIC)
+    assert read() == (2, b'{"revision":1}')
+    redis_client.delete(*redis_client.keys("segue:*{0}*"))
+    with pytest.raises(StoreUnavailable, match="lost writes"):
+        read()
+    _, fence, _ = store.take_over("0", TOPIC)
+    with pytest.raises(StoreUnavailable, match="lost writes"):
+        read()  # the epochs begin anew, so only the offset tells
+    assert store.write([write("0", fence, 1, 1, **{anna: b'{"revision":1}'})]) == []
+    assert read() == (1, b'{"revision":1}')
 
 
 # --- the layout, and servers that are refused

@@ -81,6 +81,7 @@ def context_body(view: View, now_ms: int, session_gap_ms: int) -> bytes:
     return _encode(
         {
             **fresh_members(view.fresh),
+            "epoch": view.epoch,
             "context": fields,
             "signals": Raw(view.signals),
             "signals_as_of": moment(view.signals_fresh.as_of_ms),

@@ -26,6 +26,10 @@ class Answer(BaseModel):
 class ContextAnswer(Answer):
     """A customer's context and latest signals."""
 
+    epoch: int = Field(
+        description="Of the process that wrote the context. Within an epoch `context.revision` never falls. It rises "
+        "when another process takes over, and then the revision may fall for a moment, if the store lost writes."
+    )
     context: dict[str, Any] = Field(
         description="The document of `schemas/context.schema.json` without its bookkeeping (`seen`, `openings`), "
         "with two things added that depend on the present: `session_active`, and `age_ms` of each item that is "

@@ -14,7 +14,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from segue.errors import SettingsError, StoreUnavailable
+from segue.errors import SegueError, SettingsError, StoreUnavailable
 from segue.store.address import Address, parse
 from segue.store.keys import LAYOUT, Layout
 
@@ -89,12 +89,17 @@ def reachable(url: str = "Redis") -> Iterator[None]:
         raise StoreUnavailable(f"{url} refuses: {error}") from error
 
 
-def check(client: redis.Redis) -> None:
-    """Refuse a server that evicts. Raises SettingsError, StoreUnavailable."""
+def history(info: dict[str, Any]) -> str:
+    """The name of the data set's history, from INFO replication: another after each restart and failover."""
+    return str(info["master_replid"])
+
+
+def check(client: redis.Redis, refused: type[SegueError] = SettingsError) -> None:
+    """Refuse a server that evicts: raises `refused`. Raises StoreUnavailable when it is away."""
     with reachable():
         policy = client.info("memory").get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
-        raise SettingsError(
+        raise refused(
             f"SEGUE_REDIS: this server evicts keys (maxmemory-policy {policy}) and would lose contexts; "
             "set maxmemory-policy noeviction"
         )

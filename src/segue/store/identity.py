@@ -24,7 +24,7 @@ import redis
 
 from segue.core.partition import partition_of
 from segue.errors import WentBack
-from segue.store.connect import reachable
+from segue.store.connect import history, reachable
 from segue.store.keys import Layout
 
 KEY_WIDTH = 36
@@ -45,10 +45,10 @@ class IdentityIndex:
             pipe.info("replication")
             pipe.get(self._layout.index_history())
             info, noted = pipe.execute()
-        history = _history(info)
-        if (noted or b"").decode() != history or self._history not in (None, history):
+        current = history(info)
+        if (noted or b"").decode() != current or self._history not in (None, current):
             return False
-        self._history = history
+        self._history = current
         return True
 
     def refill(self, batches: Iterable[tuple[dict[str, str], dict[tuple[str, str], str]]]) -> None:
@@ -60,11 +60,11 @@ class IdentityIndex:
         self.forget()
         self._history = None
         with reachable():
-            self._history = history = _history(self._redis.info("replication"))
+            self._history = current = history(self._redis.info("replication"))
         for links, uniques in batches:
             self._put({self._owner(ref): entry for ref, entry in links.items()}, KEY_WIDTH)
             self._put({self._unique(*pair): value for pair, value in uniques.items()}, None)
-        _, same = self._ask(lambda pipe: pipe.set(self._layout.index_history(), history))
+        _, same = self._ask(lambda pipe: pipe.set(self._layout.index_history(), current))
         self._require(same)
 
     def _put(self, entries: dict[str, str], width: int | None) -> None:
@@ -150,7 +150,7 @@ class IdentityIndex:
             ask(pipe)
             pipe.info("replication")
             *replies, info = pipe.execute()
-        return replies, self._history in (None, _history(info))
+        return replies, self._history in (None, history(info))
 
     def _require(self, same: bool) -> None:
         if not same:
@@ -167,11 +167,6 @@ class IdentityIndex:
 
     def _unique(self, customer_key: str, kind: str) -> str:
         return self._layout.unique(bucket(customer_key, self._layout.partitions), customer_key, kind)
-
-
-def _history(info: dict[str, Any]) -> str:
-    """The name of the data set's history, from INFO replication."""
-    return str(info["master_replid"])
 
 
 @lru_cache(maxsize=65536)

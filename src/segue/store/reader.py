@@ -25,6 +25,7 @@ from segue.normalise import normalise
 from segue.store.connect import reachable
 from segue.store.identity import KEY_WIDTH, bucket
 from segue.store.keys import LAYOUT, METRICS, Layout
+from segue.store.shards import Fence
 from segue.store.stats import added, described
 
 T = TypeVar("T")
@@ -62,6 +63,9 @@ class View(NamedTuple):
     signals: bytes
     fresh: Freshness
     signals_fresh: Freshness
+    epoch: int = 0
+    """The epoch of the owner who wrote the context. Within an epoch the revision never falls; a Redis that
+    lost writes shows with a higher one."""
 
 
 class _Active(Struct):
@@ -69,6 +73,8 @@ class _Active(Struct):
 
 
 _signals = msgspec.json.Decoder(_Active)
+_fence = msgspec.json.Decoder(Fence).decode
+_NO_FENCE = Fence("", 0, 0)
 
 
 def identifier_of(kind: str, value: str, region: str | None) -> Identifier | Rejected:
@@ -99,6 +105,7 @@ class Queries:
         self._clock = clock
         self._layout: Layout | None = None
         self._layout_until = 0.0
+        self._reached: dict[str, Fence] = {}
         self._progress: dict[str, int] = {}
         self._progress_until = 0.0
 
@@ -129,20 +136,41 @@ class Queries:
         return None if entry is None else entry[:KEY_WIDTH].decode()
 
     def view(self, customer_key: str) -> Query[View]:
-        """A customer's context and signals, and how fresh they are."""
+        """A customer's context and signals, and how fresh they are.
+
+        Raises StoreUnavailable while Redis shows less than it showed before, and no owner has said so yet.
+        """
         layout = yield from self.layout()
         shard = str(partition_of(customer_key.encode(), layout.partitions))
+        fences = [layout.fence(shard, processor) for processor in ("context", "signals")]
+        seen = [self._reached.get(fence, _NO_FENCE) for fence in fences]
         # The progress first: what it covers is then in the documents read after it.
         ask = self._ask_progress(layout)
         found = yield [
             *ask,
-            ("MGET", layout.document(shard, "ctx", customer_key), layout.document(shard, "sig", customer_key)),
+            (
+                "MGET",
+                layout.document(shard, "ctx", customer_key),
+                layout.document(shard, "sig", customer_key),
+                *fences,
+            ),
         ]
         if ask:
             self._take_progress(layout, found)
-        context, state = found[-1]
+        context, state, *standing = found[-1]
+        fence, _ = [self._not_less(*each) for each in zip(fences, standing, seen, strict=True)]
         signals = b"[]" if state is None else bytes(_signals.decode(state).active)
-        return View(context, signals, self._fresh("resolve", "context"), self._fresh(*PROCESSORS))
+        fresh = self._fresh("resolve", "context"), self._fresh(*PROCESSORS)
+        return View(context, signals, *fresh, fence.epoch)
+
+    def _not_less(self, key: str, raw: bytes | None, seen: Fence) -> Fence:
+        """The fence, if it shows no less than was `seen` before it was asked for: many ask at once."""
+        found = _NO_FENCE if raw is None else _fence(raw)
+        if _less(found, seen):
+            raise StoreUnavailable("Redis lost writes; the contexts are being restored from the log")
+        if not _less(found, self._reached.get(key, _NO_FENCE)):
+            self._reached[key] = found
+        return found
 
     def freshness(self, *processors: str) -> Query[Freshness]:
         """Until when these processors (by default resolve and context) have applied everything."""
@@ -190,6 +218,12 @@ class Queries:
         return Freshness(as_of, max(0, self._clock() - as_of) if as_of else None)
 
 
+def _less(found: Fence, seen: Fence) -> bool:
+    """Whether a fence shows less than another did, with no new owner to answer for it."""
+    same_topic = found is _NO_FENCE or found.topic_id == seen.topic_id
+    return same_topic and found.next_offset < seen.next_offset and found.epoch <= seen.epoch
+
+
 def _oldest(reported: dict[bytes, bytes], shards: Iterable[bytes]) -> int:
     """The earliest of the shards' times; 0 when one of them has not reported yet, or there is none."""
     return min((int(reported.get(shard, 0)) for shard in shards), default=0)
@@ -214,13 +248,17 @@ class Reader:
         identifier = identifier_of(kind, value, self._region)
         return None if isinstance(identifier, Rejected) else self._run(self._queries.find(identifier))
 
+    def view(self, customer_key: str) -> View:
+        """What is known of a customer, and how fresh it is."""
+        return self._run(self._queries.view(customer_key))
+
     def context(self, customer_key: str) -> bytes | None:
         """The context document as stored, in JSON."""
-        return self._run(self._queries.view(customer_key)).context
+        return self.view(customer_key).context
 
     def signals(self, customer_key: str) -> bytes:
         """The customer's latest signals, oldest first, as a JSON array."""
-        return self._run(self._queries.view(customer_key)).signals
+        return self.view(customer_key).signals
 
     def freshness(self, *processors: str) -> Freshness:
         return self._run(self._queries.freshness(*processors))

@@ -18,7 +18,7 @@ import redis
 from msgspec import Struct
 
 from segue.errors import StoreUnavailable, WentBack
-from segue.store.connect import reachable
+from segue.store.connect import check, history, reachable
 from segue.store.keys import Layout
 
 _MSET = 500
@@ -52,6 +52,7 @@ class ShardStore:
 
     def __init__(self, client: redis.Redis, layout: Layout, processor: str, kind: str) -> None:
         self._redis, self.layout, self.processor, self.kind = client, layout, processor, kind
+        self._history: str | None = None
 
     def take_over(self, shard: str, topic_id: str) -> tuple[Fence | None, bytes, Counter[str]]:
         """Raise the owner epoch: from here on no earlier owner can write.
@@ -144,12 +145,26 @@ class ShardStore:
             pipe.publish(layout.changes(shard), orjson.dumps(write.changed))
 
     def report(self, caught_up: dict[str, int], metrics: bytes, instance: str) -> None:
-        """Say until when (ms) each shard has applied everything, and publish this process's metrics."""
+        """Say until when (ms) each shard has applied everything, and publish this process's metrics.
+
+        Raises WentBack when Redis restarted or failed over, in silence, since the last report: a shard without
+        traffic would not find out, and call itself complete.
+        """
+        self._look()
         with reachable(), self._redis.pipeline(transaction=False) as pipe:
             if caught_up:
                 pipe.hset(self.layout.progress(self.processor), mapping=caught_up)  # type: ignore[arg-type]
             pipe.hset("segue:metrics", f"{self.processor}:{instance}", metrics)
             pipe.execute()
+
+    def _look(self) -> None:
+        """Ask Redis who it is and whether it keeps what it is given."""
+        check(self._redis, StoreUnavailable)
+        with reachable():
+            found = history(self._redis.info("replication"))
+        before, self._history = self._history, found
+        if before not in (None, found):
+            raise WentBack("Redis restarted or failed over")
 
 
 def encode_fence(fence: Fence) -> bytes:

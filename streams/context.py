@@ -14,7 +14,6 @@ from segue.core.apply import Applied, apply, new_context
 from segue.core.context import Context, Policy, decoder, encoder
 from segue.core.event import Rejected
 from segue.core.interaction import Interaction, Step
-from segue.deadletters import dead_letter
 from segue.engine import Shard, load_missing
 from segue.log.port import TP, Output, Record
 from segue.store.shards import Fence, ShardStore
@@ -40,14 +39,14 @@ class ContextProcessor:
         return str(tp[1])
 
     def read(self, shard: Shard, records: list[Record]) -> list[Interaction | Output]:
-        return [self._decoded(record) for record in records]
+        return [self._decoded(shard, record) for record in records]
 
-    def _decoded(self, record: Record) -> Interaction | Output:
+    def _decoded(self, shard: Shard, record: Record) -> Interaction | Output:
         try:
             return _decode(record.value() or b"")
         except msgspec.DecodeError as error:
             why = Rejected("not_an_interaction", "$", f"{error}; only resolve writes to {INTERACTIONS}")
-            return dead_letter(record, why, self.name)
+            return shard.refuse(record, why, self.name)
 
     def prepare(self, batch: list[tuple[Shard, list[Interaction | Output]]]) -> None:
         needed = (
@@ -65,7 +64,6 @@ class ContextProcessor:
                 if isinstance(found, Interaction):
                     self._one(shard, found, outputs)
                 else:
-                    shard.stats["rejected|not_an_interaction"] += 1
                     outputs.append(found)
         return outputs
 

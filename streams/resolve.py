@@ -18,7 +18,6 @@ from msgspec import Struct
 from segue.core import identity
 from segue.core.event import MAX_PROPERTIES_BYTES, NO_PROPERTIES, Event, Identifier, Rejected, decode
 from segue.core.interaction import Interaction, entry_of
-from segue.deadletters import dead_letter
 from segue.engine import Shard
 from segue.log.port import TP, Log, Output, Record
 from segue.normalise import normalise
@@ -106,8 +105,7 @@ class Resolve:
         for shard, decoded in batch:
             for record, found in decoded:
                 if isinstance(found, Rejected):
-                    shard.stats[f"rejected|{found.reason}"] += 1
-                    outputs.append(dead_letter(record, found, self.name))
+                    outputs.append(shard.refuse(record, found, self.name))
                 else:
                     shard.stats["accepted"] += 1
                     arrivals.append(found)

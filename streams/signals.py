@@ -13,7 +13,6 @@ from msgspec import Struct
 from segue.core.event import Rejected
 from segue.core.interaction import Fact, StepView
 from segue.core.rules import Rule, RuleBook, SignalState, decoder, encoder
-from segue.deadletters import dead_letter
 from segue.engine import Shard, load_missing
 from segue.log.port import TP, Output, Record
 from segue.store.shards import Fence, ShardStore
@@ -43,15 +42,15 @@ class Signals:
         return str(tp[1])
 
     def read(self, shard: Shard, records: list[Record]) -> list[Found | Output]:
-        found = (self._matched(record) for record in records)
+        found = (self._matched(shard, record) for record in records)
         return [each for each in found if each is not None]
 
-    def _matched(self, record: Record) -> Found | Output | None:
+    def _matched(self, shard: Shard, record: Record) -> Found | Output | None:
         try:
             step = _decode(record.value() or b"")
         except msgspec.DecodeError as error:
             why = Rejected("not_a_step", "$", f"{error}; only context writes to {JOURNEY_STEPS}")
-            return dead_letter(record, why, self.name)
+            return shard.refuse(record, why, self.name)
         if not step.facts:
             return None
         matches = self._rules.matching(step)
@@ -73,7 +72,6 @@ class Signals:
                 if isinstance(found, Found):
                     self._one(shard, found, outputs)
                 else:
-                    shard.stats["rejected|not_a_step"] += 1
                     outputs.append(found)
         return outputs
 

@@ -14,7 +14,7 @@ FILES = sorted([*(ROOT / "src/segue").rglob("*.py"), *(ROOT / "streams").glob("*
 
 LAYERS = [
     {"segue.core", "segue.errors", "segue"},
-    {"segue.topics", "segue.metrics", "segue.embedded", "segue.rules"},
+    {"segue.topics", "segue.metrics", "segue.rejections", "segue.embedded", "segue.rules"},
     {"segue.settings", "segue.normalise", "segue.log", "segue.store", "segue.deadletters"},
     {"segue.routing", "segue.merge"},
     {"segue.engine", "segue.transports"},

@@ -32,6 +32,7 @@ class Snapshot(Struct):
     latency_sum_ms: float
     owned: int = 0
     behind_ms: int = 0
+    stopped: int = 0
 
 
 class Meter(Struct):
@@ -96,15 +97,19 @@ class Collector:
         behind = GaugeMetricFamily(
             "segue_behind_seconds", "Age of the state: since when it may lack something.", labels=who
         )
+        stopped = GaugeMetricFamily(
+            "segue_partitions_stopped", "Partitions not read on, because too much of them was refused.", labels=who
+        )
         for s in self._snapshots:
             labels = [s.processor, s.instance]
             for outcome, count in s.counts.items():
                 records.add_metric([*labels, outcome], count)
             owned.add_metric(labels, s.owned)
             behind.add_metric(labels, s.behind_ms / 1000)
+            stopped.add_metric(labels, s.stopped)
             if sum(s.latency):
                 latency.add_metric(labels, *_histogram(s))
-        return [records, latency, owned, behind]
+        return [records, latency, owned, behind, stopped]
 
 
 def _histogram(snapshot: Snapshot) -> tuple[list[tuple[str, float]], float]:

@@ -137,7 +137,16 @@ def build_engine(name: str, settings: Settings, stop: Callable[[], bool]) -> Eng
     found = wait_for(name, ready, stop)
     processor, store = build_processor(name, settings, source, client, found)
     instance = settings.instance or uuid.uuid4().hex[:12]
-    return Engine(processor, source, store, instance, stop, settings.batch_records, settings.cache_documents)
+    return Engine(
+        processor,
+        source,
+        store,
+        instance,
+        stop,
+        settings.batch_records,
+        settings.cache_documents,
+        limit=settings.limit,
+    )
 
 
 def run(

@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from segue.core.context import Policy
 from segue.errors import SettingsError
+from segue.rejections import Limit
 from segue.store.address import parse
 
 PREFIX = "SEGUE_"
@@ -53,6 +54,10 @@ class Settings(BaseSettings):
     batch_records: Annotated[int, Field(ge=1, le=100_000)] = 2000
     cache_documents: Annotated[int, Field(ge=100)] = 100_000
     """Documents a processor keeps in memory; the rest are read from Redis when needed."""
+    reject_share: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """When more than this share of a partition's last 1,000 records is refused, it is stopped; 0: never."""
+    reject_run: Annotated[int, Field(ge=0)] = 100
+    """When so many records in a row are refused, the partition is stopped; 0: never."""
 
     session_gap_s: Annotated[int, Field(ge=1)] = 1800
     session_max_s: Annotated[int, Field(ge=60)] = 86_400
@@ -88,6 +93,11 @@ class Settings(BaseSettings):
     def api(self) -> str:
         """Base URL of the HTTP API."""
         return (self.api_url or f"http://{self.api_host}:{self.api_port}").rstrip("/")
+
+    @property
+    def limit(self) -> Limit:
+        """How much of a partition may be refused."""
+        return Limit(self.reject_share, self.reject_run)
 
     @property
     def policy(self) -> Policy:

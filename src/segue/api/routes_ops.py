@@ -36,13 +36,15 @@ async def healthz() -> dict[str, str]:
 
 @router.get("/readyz", summary="Whether answers are complete and recent", responses=answers(Ready, "All is there"))
 async def readyz(request: Request) -> Response:
-    """Ready: the store answers, and resolve, context and signals are all less than ten seconds behind."""
+    """Ready: the store answers, and resolve, context and signals are all less than ten seconds behind and none
+    has stopped at a partition of which too much was refused."""
     services = services_of(request)
     run, queries = services.store.run, services.store.queries
     try:
         await run(queries.ping())
         fresh = await run(queries.freshness(*PROCESSORS))
         lags = {processor: (await run(queries.freshness(processor))).lag_ms for processor in PROCESSORS}
+        told = [s for s in await run(queries.snapshots()) if s.stopped and queries.now_ms() - s.at_ms < READY_MS]
     except StoreUnavailable as error:
         raise _not_ready({"store": str(error)}) from None
     missing = {
@@ -50,6 +52,8 @@ async def readyz(request: Request) -> Response:
         for processor, lag in lags.items()
         if lag is None or lag > READY_MS
     }
+    for snapshot in told:
+        missing[snapshot.processor] = f"has stopped at {snapshot.stopped} partitions: too many records were refused"
     if missing:
         raise _not_ready(missing)
     return answer(fresh, orjson.dumps({"status": "ready", **fresh_members(fresh), "processors": lags}))

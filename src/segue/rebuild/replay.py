@@ -12,6 +12,7 @@ import redis
 
 from segue.engine import Engine
 from segue.log.port import TP, Log, Output, Polled, Reader, Record
+from segue.rejections import Limit
 from segue.runtime import build_processor
 from segue.settings import Settings
 from segue.store.keys import Layout
@@ -148,7 +149,7 @@ class SilentEngine:
         self.replay = Replay(self._reader)
         processor, _ = build_processor(name, settings, self.replay, client, place)
         store = _SilentStore(client, place, processor.name, processor.kind)
-        self._engine = Engine(processor, self.replay, store, "rebuild", self._stop, BATCH_RECORDS)
+        self._engine = Engine(processor, self.replay, store, "rebuild", self._stop, BATCH_RECORDS, limit=Limit(0, 0))
         self.inputs = {
             processor.shard_of((topic, partition)): (topic, partition)
             for topic in processor.topics

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from segue.core.channels import Channel
 from segue.core.context import Policy
 from segue.errors import SettingsError
 from segue.rejections import Limit
@@ -60,7 +61,11 @@ class Settings(BaseSettings):
     """When so many records in a row are refused, the partition is stopped; 0: never."""
 
     session_gap_s: Annotated[int, Field(ge=1)] = 1800
+    channel_gaps_s: dict[Channel, Annotated[int, Field(ge=1, le=86_400)]] = {}
+    """Gaps of single channels, as JSON, e.g. `{"email": 86400}`: how far a session reaches after an event there."""
     session_max_s: Annotated[int, Field(ge=60)] = 86_400
+    hold_max_s: Annotated[int, Field(ge=60)] = 14_400
+    """How long a call or conversation that nobody ended holds a session open."""
     grace_s: Annotated[int, Field(ge=0)] = 600
     phone_region: str | None = None
     """Region of phone numbers written without a country code, e.g. `CN`. Not set: such numbers are not used."""
@@ -104,7 +109,9 @@ class Settings(BaseSettings):
         """The numbers of the core."""
         return Policy(
             session_gap_ms=self.session_gap_s * 1000,
+            channel_gaps_ms={channel: gap_s * 1000 for channel, gap_s in self.channel_gaps_s.items()},
             session_max_ms=self.session_max_s * 1000,
+            hold_max_ms=self.hold_max_s * 1000,
             grace_ms=self.grace_s * 1000,
         )
 

@@ -14,11 +14,9 @@ SECOND, MINUTE, HOUR, DAY = 1000, 60_000, 3_600_000, 86_400_000
 AGENT, BOT, SYSTEM = Actor("agent", "a-1"), Actor("bot"), Actor("system")
 
 
-def entry(event_id: str, at: int, channel: str = "web", **more: Any) -> Entry:
+def entry(event_id: str, at: int, channel: str = "web", event_type: str = "page.viewed", **more: Any) -> Entry:
     """An entry `at` ms after T0, received as it happened."""
-    return Entry(
-        id=event_id, type="page.viewed", channel=channel, event_time_ms=T0 + at, received_at_ms=T0 + at, **more
-    )
+    return Entry(id=event_id, type=event_type, channel=channel, event_time_ms=T0 + at, received_at_ms=T0 + at, **more)
 
 
 def case(ref: str = "7", status: str | None = "open", **more: Any) -> ItemChange:
@@ -32,7 +30,7 @@ def answer(metric: str, score: float) -> Answer:
 class Customer:
     """One customer's context with the policy it is kept by; events get ids `e1`, `e2`, ... unless named."""
 
-    def __init__(self, key: str = "customer-1", **policy: int) -> None:
+    def __init__(self, key: str = "customer-1", **policy: Any) -> None:
         self.key, self.policy = key, Policy(**policy)
         self.context: Context | None = None
         self._count = 0
@@ -44,12 +42,13 @@ class Customer:
         *,
         event_id: str | None = None,
         identifiers: tuple[Identifier, ...] = (),
+        event_type: str = "page.viewed",
         contested: tuple[str, ...] = (),
         **more: Any,
     ) -> Applied | Duplicate:
         """Apply one event `at` ms after T0."""
         self._count += 1
-        made = entry(event_id or f"e{self._count}", at, channel, **more)
+        made = entry(event_id or f"e{self._count}", at, channel, event_type, **more)
         return self.apply(Interaction(self.key, made, identifiers, contested))
 
     def apply(self, interaction: Interaction) -> Applied | Duplicate:

@@ -6,19 +6,20 @@ import json
 from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segue.core.apply import Applied
 from segue.core.context import Policy
-from tests.core.builders import HOUR, MINUTE, Customer, kinds, only
+from tests.core.builders import AGENT, HOUR, MINUTE, SYSTEM, Customer, kinds, only
 
 GAP, GRACE, LONGEST = Policy().session_gap_ms, Policy().grace_ms, Policy().session_max_ms
 TABLE = Path(__file__).parents[1] / "data" / "session_window_cases.json"
 
 
-def patient(**policy: int) -> Customer:
+def patient(**policy: Any) -> Customer:
     """A customer whose grace is long enough for anything to arrive out of order."""
     return Customer(grace_ms=30 * 24 * HOUR, **policy)
 
@@ -163,6 +164,88 @@ def test_only_the_latest_sessions_are_kept() -> None:
     for visit in range(5):
         customer.does(visit * HOUR)
     assert [start for start, _, _ in customer.spans] == [2 * HOUR, 3 * HOUR, 4 * HOUR]
+
+
+def test_a_session_reaches_as_far_as_the_gap_of_a_channel_it_visited() -> None:
+    customer = Customer(channel_gaps_ms={"email": 24 * HOUR})
+    customer.does(0, "email")
+    customer.does(HOUR, "web")  # the shorter gap of the later event takes nothing away
+    assert "session.opened" not in kinds(customer.does(24 * HOUR, "web"))
+    assert "session.opened" in kinds(customer.does(24 * HOUR + GAP + 1, "email"))
+
+
+def test_the_gap_is_that_of_the_earlier_event_also_when_it_arrives_second() -> None:
+    customer = patient(channel_gaps_ms={"email": 24 * HOUR})
+    customer.does(20 * HOUR, "web")
+    customer.does(0, "email")
+    assert customer.spans == [(0, 20 * HOUR, 2)]
+    customer = patient(channel_gaps_ms={"email": 24 * HOUR})
+    customer.does(20 * HOUR, "email")
+    customer.does(0, "web")
+    assert customer.spans == [(0, 0, 1), (20 * HOUR, 20 * HOUR, 1)]
+
+
+def test_an_open_call_holds_the_session_until_it_ends() -> None:
+    customer = Customer()
+    customer.does(0, "ivr", event_type="call.started")
+    customer.does(2 * HOUR, "web")
+    customer.does(2 * HOUR + MINUTE, "voice", event_type="call.ended", actor=AGENT)
+    assert customer.spans == [(0, 2 * HOUR + MINUTE, 3)]
+    assert "session.opened" in kinds(customer.does(2 * HOUR + MINUTE + GAP + 1, "web"))
+
+
+def test_a_call_that_nobody_ended_holds_the_session_for_the_longest_hold_and_no_longer() -> None:
+    customer = Customer(hold_max_ms=2 * HOUR)
+    customer.does(0, "voice", event_type="call.started")
+    assert "session.opened" not in kinds(customer.does(2 * HOUR, "web"))
+    assert "session.opened" in kinds(customer.does(2 * HOUR + GAP + 1, "web"))
+
+
+def test_the_end_of_another_call_that_was_before_ends_nothing() -> None:
+    customer = Customer()
+    customer.does(5 * MINUTE, "voice", event_type="call.started")
+    customer.does(4 * MINUTE, "voice", event_type="call.ended")
+    assert "session.opened" not in kinds(customer.does(2 * HOUR, "web"))
+
+
+def test_a_call_whose_end_arrived_before_its_start_holds_nothing() -> None:
+    customer = Customer()
+    customer.does(5 * MINUTE, "voice", event_type="call.ended")
+    customer.does(0, "voice", event_type="call.started")
+    assert "session.opened" in kinds(customer.does(2 * HOUR, "web"))
+
+
+def test_the_late_end_of_a_call_moves_no_boundary_but_it_holds_no_longer() -> None:
+    customer = Customer()
+    customer.does(0, "voice", event_type="call.started")
+    customer.does(HOUR, "web")
+    customer.does(20 * MINUTE, "voice", event_type="call.ended")
+    assert customer.spans == [(0, HOUR, 3)]
+    assert "session.opened" in kinds(customer.does(HOUR + GAP + 1, "web"))
+
+
+def test_a_held_session_lasts_no_longer_than_the_longest_session() -> None:
+    customer = Customer(session_max_ms=HOUR)
+    customer.does(0, "voice", event_type="call.started")
+    customer.does(HOUR, "voice")
+    assert "session.opened" in kinds(customer.does(HOUR + 1, "voice"))
+
+
+def test_an_agents_work_before_the_visit_is_no_part_of_it_in_either_order_of_arrival() -> None:
+    for order in ((0, 5), (5, 0)):
+        customer = Customer()
+        for minute in order:
+            customer.does(minute * MINUTE, actor=AGENT if minute == 0 else None)
+        assert customer.spans == [(5 * MINUTE, 5 * MINUTE, 1)]
+
+
+def test_an_agents_work_that_arrived_before_the_event_that_opens_the_visit_extends_it() -> None:
+    customer = Customer()
+    customer.does(5 * MINUTE, actor=AGENT)
+    customer.does(6 * MINUTE, actor=SYSTEM)
+    customer.does(0)
+    assert customer.spans == [(0, 5 * MINUTE, 3)]
+    assert customer.now.loose == []
 
 
 # --- the tables of other engines

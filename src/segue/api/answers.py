@@ -16,14 +16,15 @@ from msgspec import Raw, Struct
 from segue.core.items import UNRESOLVED
 from segue.store.reader import Freshness, View
 
-BOOKKEEPING = ("seen", "openings")
+BOOKKEEPING = ("seen", "openings", "loose")
 """Fields that only the document's owner has a use for; half of a long-known customer's document."""
 
 _encode = msgspec.json.encode
 
 
 class _Session(Struct):
-    last_event_at_ms: int
+    until_ms: int = 0
+    closed: bool = False
 
 
 class _Item(Struct):
@@ -68,7 +69,7 @@ def answer(fresh: Freshness, body: bytes) -> Response:
     return Response(body, headers=fresh_headers(fresh), media_type="application/json")
 
 
-def context_body(view: View, now_ms: int, session_gap_ms: int) -> bytes:
+def context_body(view: View, now_ms: int) -> bytes:
     """The answer with a customer's context; `view.context` must be there."""
     assert view.context is not None
     fields: dict[str, Any] = _fields(view.context)
@@ -77,7 +78,7 @@ def context_body(view: View, now_ms: int, session_gap_ms: int) -> bytes:
     if "items" in fields:
         fields["items"] = {ref: _aged(raw, now_ms) for ref, raw in _fields(fields["items"]).items()}
     sessions = _sessions(fields["sessions"]) if "sessions" in fields else []
-    fields["session_active"] = bool(sessions) and now_ms - sessions[-1].last_event_at_ms <= session_gap_ms
+    fields["session_active"] = bool(sessions) and now_ms <= sessions[-1].until_ms and not sessions[-1].closed
     return _encode(
         {
             **fresh_members(view.fresh),

@@ -103,7 +103,7 @@ async def signals(identifier: Identifier, request: Request) -> Response:
 
 
 def _context_body(services: Services, view: View) -> bytes:
-    return answers.context_body(view, services.store.queries.now_ms(), services.settings.policy.session_gap_ms)
+    return answers.context_body(view, services.store.queries.now_ms())
 
 
 async def _watch(identifier: Identifier, request: Request, response: Response) -> AsyncIterator[Watch]:

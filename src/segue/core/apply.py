@@ -47,7 +47,7 @@ def apply(context: Context, interaction: Interaction, policy: Policy) -> Applied
         return DUPLICATE
     context.seen = window.remember(context.seen, mark, policy.keep_ids)
     context.revision += 1
-    late = entry.event_time_ms < context.stream_time_ms - policy.grace_ms
+    late = sessions.is_late(context, entry.event_time_ms, policy)
     facts = [Fact("customer.created")] if context.revision == 1 else []
     _identify(context, interaction, policy.keep_identifiers)
     session, opened = sessions.place(context, entry, late, policy)

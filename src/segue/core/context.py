@@ -20,10 +20,26 @@ class Session(Struct, omit_defaults=True, gc=False):
     session_id: str
     started_at_ms: int
     last_event_at_ms: int
+    until_ms: int = 0
+    """How far it reaches: an event up to this time joins it."""
+    reach_ms: int = 0
+    """How far it would reach without the call or conversation that holds it; 0 while nothing does."""
     events: int = 0
     channels: list[str] = field(default_factory=list)
     merged: list[str] = field(default_factory=list)
     """Ids of sessions that a late-arriving event joined to this one."""
+    closed: bool = False
+    """Time has passed it by; it never changes again."""
+
+
+class Loose(Struct, frozen=True, gc=False, array_like=True):
+    """What an agent or a system did outside of every session, kept while one that reaches it may still come."""
+
+    at_ms: int
+    channel: str
+    extends: bool
+    holds: str | None = None
+    """The call or conversation that it started."""
 
 
 class Item(Struct, omit_defaults=True, gc=False):
@@ -88,6 +104,10 @@ class Context(Struct, omit_defaults=True):
     current: Place | None = None
     sessions: list[Session] = field(default_factory=list)
     """Recent sessions in time order, at most `Policy.keep_sessions`; the last is the current one."""
+    holds: dict[str, int] = field(default_factory=dict)
+    """Calls and conversations that are open, with the time of their start in ms."""
+    loose: list[Loose] = field(default_factory=list)
+    """Work outside of every session within the grace."""
     items: dict[str, Item] = field(default_factory=dict)
     handoffs: list[Handoff] = field(default_factory=list)
     channels: dict[str, int] = field(default_factory=dict)
@@ -103,7 +123,11 @@ class Policy(Struct, frozen=True):
     """The numbers the core works by. Kept with the settings; the same for all customers."""
 
     session_gap_ms: int = 30 * 60_000
+    channel_gaps_ms: dict[str, int] = field(default_factory=dict)
+    """The gap after an event of a channel, where it is another one."""
     session_max_ms: int = 24 * 3_600_000
+    hold_max_ms: int = 4 * 3_600_000
+    """How long a call or conversation without an end holds a session. Telephone networks cut calls at four hours."""
     grace_ms: int = 10 * 60_000
     recontact_ms: int = 7 * 86_400_000
     keep_sessions: int = 10

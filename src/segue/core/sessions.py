@@ -1,98 +1,237 @@
 """Sessions of one customer over all channels, by event time.
 
-Theory of operation. A session is a run of interactions in which no two neighbours lie more than the
-inactivity gap apart; an event exactly one gap later joins, as in Kafka Streams, Flink and Bytewax. An
-event may arrive out of order: within the grace it can extend a session backwards, or bridge two into
-one, in which case the earlier id survives and names the later one in `merged`. A session never grows
-beyond the maximum length; the next event then opens a new one. An event later than the grace joins the
-session that already covers its time, if any, and never moves a boundary.
+Theory of operation. Every event reaches as far as the inactivity gap of its channel: it covers the time from
+itself to `event time + gap`, both ends included. A session is a run of interactions whose covers touch, so an
+event exactly one gap later joins (as in Kafka Streams, Flink and Bytewax), and with gaps that differ by
+channel it is the cover that reaches furthest that counts (Flink's dynamic gap). A union of intervals has no
+order, so an event that arrives out of order, but within the grace, finds the same sessions as in order: it
+extends one backwards, or bridges two into one, of which the earlier id survives and names the later in `merged`.
 
-A session is the customer's: they open it, or the bot that greets them does. What an agent does within the gap
-belongs to it and extends it, and is no visit otherwise (work on a case); what a system does (a parcel
-scanned) counts in it and moves no boundary.
+* A session is the customer's: they open it, or the bot that greets them does. What an agent does within reach
+  belongs to it and extends it, and is no visit otherwise (work on a case); what a system does (a parcel
+  scanned) counts in it and moves no boundary. Work that no session reached yet is remembered for the length of
+  the grace (`Context.loose`), in case an event that opens one is still to come.
+* A call or conversation that was started and not ended holds the session, at most `Policy.hold_max_ms` from
+  its start. Its start and its end extend the session, whoever reports them. Holds act forwards only: they are
+  the same in any order of arrival as long as no gap is shorter than the grace.
+* A session never grows beyond the maximum length; the next event then opens a new one. There, who came first decides.
+* An event later than the grace, or not after the reach of a session that is closed, moves no boundary. It names
+  the session that covers its time, if any. A closed session never changes again.
 """
 
 from __future__ import annotations
 
+import msgspec
+from msgspec import Struct
+
 from segue.core import ids
-from segue.core.context import Context, Policy, Session
+from segue.core.context import Context, Loose, Policy, Session
 from segue.core.interaction import Entry, Fact
 
 OPENERS = ("customer", "bot")
+HOLDING = ("call", "conversation", "chat", "meeting")
+"""What holds a session open, from `<thing>.started` to one of the endings below."""
+ENDINGS = ("ended", "closed", "abandoned", "missed", "dropped")
+
+_STARTS = {f"{thing}.started": thing for thing in HOLDING}
+_ENDS = {f"{thing}.{ending}": thing for thing in HOLDING for ending in ENDINGS}
+MOST_LOOSE = 32
+
+
+def is_late(context: Context, at_ms: int, policy: Policy) -> bool:
+    """Whether an event of this time comes too late to move a boundary."""
+    if at_ms < context.stream_time_ms - policy.grace_ms:
+        return True
+    for session in reversed(context.sessions):
+        if session.closed:
+            return at_ms <= session.until_ms
+        if session.started_at_ms <= at_ms:
+            return False  # sessions close in order: those before this one end before it
+    return False
 
 
 def place(context: Context, entry: Entry, late: bool, policy: Policy) -> tuple[Session | None, list[Fact]]:
     """Put an interaction into its session. Returns the session (None: it belongs to no visit) and facts."""
     sessions, at, acting = context.sessions, entry.event_time_ms, entry.acting
+    about_call = entry.type in _STARTS or entry.type in _ENDS
+    moves = acting != "system" or about_call  # a telephone system reports what people do
     last = sessions[-1] if sessions else None
-    if (
-        last is not None
-        and not late
-        and acting != "system"
-        and last.last_event_at_ms <= at
-        and _joins(last, at, policy)
-    ):
-        last.last_event_at_ms = at
-        return _counted(last, entry), []
-    covering = _covering(sessions, entry)
-    if late or covering is not None or acting == "system":
-        return covering, []
-    near = [s for s in sessions if _joins(s, at, policy)]
-    if not near:
-        return _opened(context, entry, policy) if acting in OPENERS else (None, [])
-    session = near[0]
-    session.started_at_ms = min(session.started_at_ms, at)
-    session.last_event_at_ms = max(session.last_event_at_ms, at)
-    facts = [_bridged(sessions, session, other) for other in near[1:] if _fits(session, other, policy)]
-    return _counted(session, entry), facts
+    facts: list[Fact] = []
+    session: Session | None
+    if late:
+        session = _covering(sessions, entry)
+    elif last is not None and moves and context.stream_time_ms <= at <= last.until_ms:  # nearly always
+        session = _counted(last, entry.channel)
+        _extend(context, last, entry.channel, at, policy)
+    else:
+        session = _home(sessions, at)
+        if session is None and acting in OPENERS:
+            session, facts = _opened(context, entry, policy)
+        if session is None:
+            _remember(context, entry, moves, policy)
+        else:
+            _counted(session, entry.channel)
+            if moves:
+                _extend(context, session, entry.channel, at, policy)
+            facts += _settled(context, session, policy)
+    if about_call:
+        _hold(context, entry, not late and session is not None, policy)
+    return session, facts
 
 
-def _joins(session: Session, at: int, policy: Policy) -> bool:
-    start, end = session.started_at_ms, session.last_event_at_ms
-    if not start - policy.session_gap_ms <= at <= end + policy.session_gap_ms:
-        return False
-    return max(end, at) - min(start, at) <= policy.session_max_ms
-
-
-def _fits(session: Session, other: Session, policy: Policy) -> bool:
-    """Whether two neighbours are one session: close enough, and together not too long."""
-    close = other.started_at_ms - session.last_event_at_ms <= policy.session_gap_ms
-    return close and other.last_event_at_ms - session.started_at_ms <= policy.session_max_ms
-
-
-def _opened(context: Context, entry: Entry, policy: Policy) -> tuple[Session, list[Fact]]:
-    session = Session(
-        session_id=ids.derive(ids.SESSION, f"{context.customer_key}/{entry.id}"),
-        started_at_ms=entry.event_time_ms,
-        last_event_at_ms=entry.event_time_ms,
-    )
-    sessions = context.sessions
-    index = len(sessions)
-    while index and sessions[index - 1].started_at_ms > session.started_at_ms:
-        index -= 1
-    sessions.insert(index, session)
-    del sessions[: -policy.keep_sessions]
-    return _counted(session, entry), [Fact("session.opened", after=session.session_id)]
-
-
-def _bridged(sessions: list[Session], session: Session, other: Session) -> Fact:
-    sessions.remove(other)
-    session.last_event_at_ms = max(session.last_event_at_ms, other.last_event_at_ms)
-    session.events += other.events
-    session.merged += [other.session_id, *other.merged]
-    session.channels += [channel for channel in other.channels if channel not in session.channels]
-    return Fact("session.merged", before=other.session_id, after=session.session_id)
+def _home(sessions: list[Session], at: int) -> Session | None:
+    """The session that reaches an event of this time."""
+    for session in reversed(sessions):
+        if session.started_at_ms <= at:
+            return session if at <= session.until_ms else None
+    return None
 
 
 def _covering(sessions: list[Session], entry: Entry) -> Session | None:
     for session in sessions:
         if session.started_at_ms <= entry.event_time_ms <= session.last_event_at_ms:
-            return _counted(session, entry)
+            return session if session.closed else _counted(session, entry.channel)
     return None
 
 
-def _counted(session: Session, entry: Entry) -> Session:
+def _counted(session: Session, channel: str) -> Session:
     session.events += 1
-    if entry.channel not in session.channels:
-        session.channels.append(entry.channel)
+    if channel not in session.channels:
+        session.channels.append(channel)
     return session
+
+
+def _extend(context: Context, session: Session, channel: str, at: int, policy: Policy) -> None:
+    session.last_event_at_ms = max(session.last_event_at_ms, at)
+    _reach(context, session, at + policy.channel_gaps_ms.get(channel, policy.session_gap_ms), policy)
+
+
+def _reach(context: Context, session: Session, reach: int, policy: Policy) -> None:
+    """Let a session reach so far at least, and as far as it is held; never beyond the maximum length."""
+    until = max(session.until_ms, reach)
+    if context.holds or session.reach_ms:
+        session.reach_ms = max(session.reach_ms or session.until_ms, reach)
+        if session is context.sessions[-1]:
+            until = max(session.reach_ms, *(since + policy.hold_max_ms for since in context.holds.values()), 0)
+            if not context.holds:
+                session.reach_ms = 0
+    longest = session.started_at_ms + policy.session_max_ms
+    session.until_ms = until if until < longest else longest
+
+
+def _opened(context: Context, entry: Entry, policy: Policy) -> tuple[Session, list[Fact]]:
+    """The session that this event opens, or the next one if that starts within its reach."""
+    sessions, at = context.sessions, entry.event_time_ms
+    index = len(sessions)
+    while index and sessions[index - 1].started_at_ms > at:
+        index -= 1
+    if index < len(sessions):
+        after, gap = sessions[index], policy.channel_gaps_ms.get(entry.channel, policy.session_gap_ms)
+        if after.started_at_ms <= at + gap and after.last_event_at_ms - at <= policy.session_max_ms:
+            after.started_at_ms = at
+            return after, []
+    session = Session(
+        session_id=ids.derive(ids.SESSION, f"{context.customer_key}/{entry.id}"),
+        started_at_ms=at,
+        last_event_at_ms=at,
+        until_ms=at,
+    )
+    sessions.insert(index, session)
+    context.holds = {what: since for what, since in context.holds.items() if since + policy.hold_max_ms >= at}
+    del sessions[: -policy.keep_sessions]
+    return session, [Fact("session.opened", after=session.session_id)]
+
+
+def _settled(context: Context, session: Session, policy: Policy) -> list[Fact]:
+    """Take into a session what it reaches now: loose work, and the sessions after it."""
+    facts: list[Fact] = []
+    sessions = context.sessions
+    while context.loose or session is not sessions[-1]:
+        index = next(at for at, each in enumerate(sessions) if each is session) + 1
+        after = sessions[index] if index < len(sessions) else None
+        reached = session.until_ms if after is None else min(session.until_ms, after.started_at_ms - 1)
+        work = next((w for w in context.loose if session.started_at_ms <= w.at_ms <= reached), None)
+        if work is not None:
+            _taken(context, session, work, policy)
+        elif after is not None and _fits(session, after, policy):
+            facts.append(_bridged(context, session, after, policy))
+        else:
+            break
+    return facts
+
+
+def _fits(session: Session, after: Session, policy: Policy) -> bool:
+    """Whether two neighbours are one session: within reach, and together not too long."""
+    together = after.last_event_at_ms - session.started_at_ms
+    return after.started_at_ms <= session.until_ms and together <= policy.session_max_ms
+
+
+def _bridged(context: Context, session: Session, after: Session, policy: Policy) -> Fact:
+    context.sessions.remove(after)
+    session.last_event_at_ms = max(session.last_event_at_ms, after.last_event_at_ms)
+    session.events += after.events
+    session.merged += [after.session_id, *after.merged]
+    session.channels += [channel for channel in after.channels if channel not in session.channels]
+    _reach(context, session, after.reach_ms or after.until_ms, policy)
+    return Fact("session.merged", before=after.session_id, after=session.session_id)
+
+
+# --- work before the session that it belongs to
+
+
+def _remember(context: Context, entry: Entry, extends: bool, policy: Policy) -> None:
+    """Keep what an agent or a system did outside of every session: one that reaches it may still come."""
+    at = entry.event_time_ms
+    oldest = max(context.stream_time_ms, at) - policy.grace_ms
+    kept = [work for work in context.loose if work.at_ms >= oldest]
+    kept.append(Loose(at, entry.channel, extends, _STARTS.get(entry.type)))
+    kept.sort(key=lambda work: work.at_ms)
+    context.loose = kept[-MOST_LOOSE:]
+
+
+def _taken(context: Context, session: Session, work: Loose, policy: Policy) -> None:
+    context.loose.remove(work)
+    _counted(session, work.channel)
+    if work.holds is not None:
+        _start(context, work.holds, work.at_ms)
+    if work.extends:
+        _extend(context, session, work.channel, work.at_ms, policy)
+
+
+# --- calls and conversations
+
+
+def _hold(context: Context, entry: Entry, in_session: bool, policy: Policy) -> None:
+    """A call begins to hold the customer's session, or does so no longer; its end counts however late it comes."""
+    at, ended = entry.event_time_ms, _ENDS.get(entry.type)
+    if ended is None:
+        if in_session:
+            _start(context, _STARTS[entry.type], at)
+    elif 0 <= at - context.holds.get(ended, at + 1) <= policy.hold_max_ms:  # one that ran out has held already
+        del context.holds[ended]
+    if context.sessions and not context.sessions[-1].closed:
+        _reach(context, context.sessions[-1], 0, policy)
+
+
+def _start(context: Context, thing: str, at: int) -> None:
+    if not (at < context.stream_time_ms and _ended_since(context, thing, at)):
+        context.holds[thing] = max(at, context.holds.get(thing, at))
+
+
+class _Line(Struct, gc=False):
+    event_time_ms: int
+    type: str
+
+
+_line = msgspec.json.Decoder(_Line)
+
+
+def _ended_since(context: Context, thing: str, at: int) -> bool:
+    """Whether the end of a call arrived before its start did."""
+    for raw in reversed(context.timeline):
+        line = _line.decode(raw)
+        if line.event_time_ms < at:
+            return False
+        if _ENDS.get(line.type) == thing:
+            return True
+    return False

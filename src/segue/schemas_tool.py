@@ -90,6 +90,7 @@ _BY_HAND: dict[str, Schema] = {
     "Event.source": {"description": "Who sends, as a URI reference, e.g. `/shop` or `urn:desk:berlin`."},
     "Event.type": {"description": "What happened: thing and past participle, e.g. `page.viewed`, `complaint.made`."},
     "Event.time": {"description": "When it happened, with its zone. When it was sent is `data.sent_at`."},
+    "Data.sent_at": {"description": "The sender's clock when it sent, again at each try. Shows a clock that is ahead."},
     "Event.channel": {"enum": list(CHANNELS), "description": "The kind of contact. `other` if none fits."},
     "Data.identifiers": {"description": "Whose event it is; one is enough, all that are known are better."},
     "Data.touchpoint": {"description": "The place within the channel: a page, a queue, a till."},

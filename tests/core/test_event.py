@@ -200,9 +200,9 @@ def test_the_entry_holds_what_the_event_said() -> None:
             device="phone-1",
         )
     )
-    entry = entry_of(found, 12, found.data.properties)
+    entry = entry_of(found, 1_760_000_000_012, found.data.properties)
     assert (entry.id, entry.type, entry.channel, entry.source) == ("e1", "page.viewed", "web", "/shop")
-    assert (entry.event_time_ms, entry.received_at_ms) == (1_760_000_000_000, 12)
+    assert (entry.event_time_ms, entry.received_at_ms) == (1_760_000_000_000, 1_760_000_000_012)
     assert (entry.touchpoint, entry.wait_ms, entry.text, entry.device) == ("结算页", 5, "hello", "phone-1")
     assert entry.actor is not None
     assert (entry.actor.kind, entry.actor.id, entry.actor.group) == ("agent", "a-1", "billing")

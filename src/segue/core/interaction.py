@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 from msgspec import Raw, Struct
 
+from segue.core import skew
 from segue.core.channels import ActorKind
 from segue.core.event import NO_PROPERTIES, Event, Identifier, ItemStatus, Level, Metric
 
@@ -63,6 +64,8 @@ class Entry(Struct, omit_defaults=True, gc=False):
     device: str | None = None
     source: str | None = None
     late: bool = False
+    skew_ms: int = 0
+    """What was added to the sender's time, because it lay ahead of when it was received (`core.skew`)."""
     session_id: str | None = None
     properties: Raw = NO_PROPERTIES
 
@@ -146,14 +149,17 @@ def _optional_ms(moment: datetime | None) -> int | None:
 
 
 def entry_of(event: Event, received_at_ms: int, properties: Raw) -> Entry:
-    """Return the timeline entry of a decoded event."""
+    """Return the timeline entry of a decoded event, at the time it happened by our clock (`core.skew`)."""
     data = event.data
     actor, item, survey = data.actor, data.item, data.survey
+    given = at = to_ms(event.time)
+    if at > received_at_ms or data.sent_at is not None:
+        at = skew.event_time(given, _optional_ms(data.sent_at), received_at_ms)
     return Entry(
         id=event.id,
         type=event.type,
         channel=event.channel,
-        event_time_ms=to_ms(event.time),
+        event_time_ms=at,
         received_at_ms=received_at_ms,
         touchpoint=data.touchpoint,
         actor=None if actor is None else Actor(actor.kind, actor.id, actor.group),
@@ -177,5 +183,6 @@ def entry_of(event: Event, received_at_ms: int, properties: Raw) -> Entry:
         text=data.text,
         device=data.device,
         source=event.source,
+        skew_ms=at - given,
         properties=properties,
     )

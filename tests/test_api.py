@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx
+import msgspec
 import pytest
 import redis
 
@@ -25,8 +26,10 @@ from segue.api.problems import KINDS
 from segue.client import event
 from segue.log.port import Output
 from segue.log.sqlite import SqliteLog
+from segue.metrics import Snapshot
 from segue.settings import Settings
 from segue.store.connect import layout
+from segue.store.keys import METRICS
 from segue.store.reader import Queries, Reader
 from segue.topics import event_topic
 from tests.support.stack import ApiServer, EmbeddedStack, eventually
@@ -656,6 +659,18 @@ def test_stats_add_up_to_what_was_sent(own: tuple[EmbeddedStack, httpx.Client]) 
         assert reader.find("user_id", "null") is None
         assert reader.freshness("resolve").as_of_ms > 0
         assert {snapshot.processor for snapshot in reader.snapshots()} == {"resolve", "context", "signals"}
+
+
+def test_nothing_is_ready_while_a_partition_is_restored(stack: EmbeddedStack, api: httpx.Client) -> None:
+    eventually(lambda: api.get("/readyz").status_code == 200, 20, "readiness")
+    with redis.Redis.from_url(stack.valkey.url) as client:
+        ghost = Snapshot("context", "ghost", time.time_ns() // 1_000_000, {}, [0], 0.0, restoring=2)
+        client.hset(METRICS, "context:ghost", msgspec.json.encode(ghost))
+        answer = api.get("/readyz")
+        client.hdel(METRICS, "context:ghost")
+    assert answer.status_code == 503
+    assert "is restoring 2 partitions" in answer.text
+    assert api.get("/readyz").status_code == 200
 
 
 def test_metrics_show_every_process_and_no_customer(stack: EmbeddedStack, api: httpx.Client) -> None:

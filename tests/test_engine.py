@@ -5,8 +5,9 @@ The oracle is a plain count of what was sent; it shares no code with the engine 
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from segue.core.context import Policy
 from segue.core.event import Identifier
 from segue.core.interaction import Entry, Interaction
 from segue.engine import Engine
-from segue.errors import StoreUnavailable
-from segue.log.port import Output
+from segue.errors import Fenced, StoreUnavailable
+from segue.log.port import TP, Member, Output
 from segue.log.sqlite import SqliteLog
-from segue.store.keys import Layout
+from segue.metrics import FORGOTTEN_MS, Snapshot, decode
+from segue.store.keys import METRICS, Layout
 from segue.store.shards import Fence, ShardStore, Write
 from segue.topics import INTERACTIONS, JOURNEY_STEPS, all_topics
 from streams.context import ContextProcessor
@@ -267,3 +269,48 @@ def test_the_fence_says_how_far_the_state_is(log: SqliteLog, redis_client: redis
         raw: Any = redis_client.get(LAYOUT.fence(str(shard), "context"))
         reached += msgspec.json.decode(raw, type=Fence).next_offset
     assert reached == 300
+
+
+class NoOwner(SqliteLog):
+    """The group never lets this member prove that a partition is its own."""
+
+    def join(self, *args: object) -> Member:
+        member = super().join(*args)  # type: ignore[arg-type]
+        commit = member.commit
+
+        def refused(outputs: Iterable[Output], offsets: dict[TP, int]) -> None:
+            if not outputs:
+                raise Fenced("another owns it")
+            commit(outputs, offsets)
+
+        member.commit = refused  # type: ignore[method-assign]
+        return member
+
+
+def test_a_partition_that_is_never_taken_over_is_told(
+    log: SqliteLog, redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    log.append(interactions(100))
+    run(log, Faulty(redis_client))  # offsets are committed now, so that ownership has to be proven
+    until = time.monotonic() + 1.5
+    stuck = NoOwner(tmp_path / "log.sqlite")
+    Engine(
+        ContextProcessor(Faulty(redis_client), Policy()),
+        stuck,
+        Faulty(redis_client),
+        "stuck",
+        lambda: time.monotonic() > until,
+    ).run()
+    told = decode(redis_client.hget(METRICS, "context:stuck"))  # type: ignore[arg-type]
+    assert told.restoring > 0
+    assert told.stalled_ms > 500
+
+
+def test_the_metrics_of_processes_long_gone_are_dropped(log: SqliteLog, redis_client: redis.Redis) -> None:
+    now = time.time_ns() // 1_000_000
+    for instance, age_ms in (("gone", FORGOTTEN_MS + 1000), ("late", 60_000)):
+        told = Snapshot("context", instance, now - age_ms, {}, [], 0.0)
+        redis_client.hset(METRICS, f"context:{instance}", msgspec.json.encode(told))
+    run(log, Faulty(redis_client), turns=20)
+    left = {name.decode() for name in redis_client.hkeys(METRICS)}  # type: ignore[union-attr]
+    assert left == {"context:late", "context:one"}

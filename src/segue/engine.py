@@ -159,6 +159,7 @@ class Engine:
         self._ended: set[TP] = set()
         self._resting: set[TP] = set()
         self._caught_up: dict[str, int] = {}
+        self._moved: dict[TP, float] = {}
         self._pending: dict[TP, int] = {}
         self._rejections: dict[TP, Rejections] = {}
         self._stops: dict[TP, Stop] = {}
@@ -189,6 +190,7 @@ class Engine:
     def _round(self) -> None:
         if self._member is None:
             self._member = self._log.join(self.processor.group, self.processor.topics, self._instance)
+            self._store.forget_the_gone(self._clock())
         rest = self._turned_at + LINGER_S - time.monotonic()
         if rest > 0:
             time.sleep(rest)
@@ -197,9 +199,10 @@ class Engine:
         for tp in polled.revoked:
             self._drop(tp)
             self._waiting.discard(tp)
-            for kept in (self._stops, self._rejections, self._faulty):
+            for kept in (self._stops, self._rejections, self._faulty, self._moved):
                 kept.pop(tp, None)
         self._waiting.update(polled.assigned)
+        self._moved |= dict.fromkeys(polled.assigned, time.monotonic())
         if self._waiting:
             self._restore(self._member)
         self._ended.difference_update(polled.records, polled.behind)
@@ -213,6 +216,7 @@ class Engine:
         for tp in self._ended:
             if self._merge is None or not self._merge.held(tp):
                 self._caught_up[self._shards[tp].name] = now
+                self._moved[tp] = time.monotonic()
         self._report(now)
 
     def _in_order(self, member: Member, merge: TimeMerge, polled: Polled) -> dict[TP, list[Record]]:
@@ -307,6 +311,7 @@ class Engine:
             self._commit(member, letters + outputs, offsets)
         elif letters:  # the core took them when they were committed; now it does not, and that is lost nowhere else
             member.commit(letters, {tp: shard.emit_from for tp, shard in shards.items()})
+        refused = sum(len(shard.refused) for shard in shards.values()) if emit else 0
         surprised = self._store.write(writes)
         now = self._clock()
         for write, shard in zip(writes, shards.values(), strict=True):
@@ -318,9 +323,11 @@ class Engine:
             shard.dirty.clear()
             shard.received_ms.clear()
             shard.refused.clear()
+        self._moved |= dict.fromkeys(shards, time.monotonic())
         self._rejections |= rejections
         if self._faulty:
             self._forget_faults(offsets)
+        self.meter.counts["rejected"] += refused
         self.meter.counts["applied" if emit else "replayed"] += sum(len(found) for found in records.values())
         if surprised:
             log.warning(
@@ -492,6 +499,7 @@ class Engine:
         topic_ids = {topic: member.topic_id(topic) for topic in {topic for topic, _ in waiting}}
         for tp in waiting:
             shard, found = self._take_over(tp, topic_ids[tp[0]], committed[tp])
+            self.meter.counts["take_overs"] += 1
             self.processor.recover(shard, found)
             self._shards[tp] = shard
             self._waiting.discard(tp)
@@ -553,7 +561,7 @@ class Engine:
             if isinstance(error, MemberLost):
                 self._member.close()
                 self._member = None
-                for kept in (self._waiting, self._stops, self._rejections, self._faulty):
+                for kept in (self._waiting, self._stops, self._rejections, self._faulty, self._moved):
                     kept.clear()
         until = time.monotonic() + wait
         while time.monotonic() < until and not self._stop():
@@ -578,8 +586,14 @@ class Engine:
             owned=len(self._shards),
             behind_ms=min(behind, 86_400_000),
             stopped=len(self._stops),
+            restoring=len(self._waiting) + sum(s.emit_from > s.next_offset for s in self._shards.values()),
+            stalled_ms=self._stalled_ms(),
         )
         self._store.report(self._caught_up, msgspec.json.encode(snapshot), self._instance)
+
+    def _stalled_ms(self) -> int:
+        moving = (moved for tp, moved in self._moved.items() if tp not in self._stops)
+        return int((time.monotonic() - min(moving, default=time.monotonic())) * 1000)
 
 
 def _name(tp: TP) -> str:

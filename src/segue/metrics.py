@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import msgspec
 from msgspec import Struct, field
@@ -19,6 +20,8 @@ BOUNDS_MS: tuple[float, ...] = tuple(round(1.25**n, 1) for n in range(56))
 """Upper bounds of the latency buckets: 1 ms to about 3.5 minutes, each 25 % above the last."""
 
 STALE_MS = 60_000
+FORGOTTEN_MS = 86_400_000
+"""A process that has said nothing for a day is not coming back under its name."""
 
 
 class Snapshot(Struct):
@@ -33,6 +36,10 @@ class Snapshot(Struct):
     owned: int = 0
     behind_ms: int = 0
     stopped: int = 0
+    restoring: int = 0
+    """Partitions being taken over, or replayed up to where they were committed."""
+    stalled_ms: int = 0
+    """The longest that a partition has neither moved on nor been at its end; stopped ones are not counted."""
 
 
 class Meter(Struct):
@@ -100,8 +107,16 @@ class Collector:
         stopped = GaugeMetricFamily(
             "segue_partitions_stopped", "Partitions not read on, because too much of them was refused.", labels=who
         )
+        restoring = GaugeMetricFamily(
+            "segue_partitions_restoring", "Partitions being taken over or replayed.", labels=who
+        )
+        stalled = GaugeMetricFamily(
+            "segue_stalled_seconds", "Longest that a partition has neither moved on nor been at its end.", labels=who
+        )
         for s in self._snapshots:
             labels = [s.processor, s.instance]
+            restoring.add_metric(labels, s.restoring)
+            stalled.add_metric(labels, s.stalled_ms / 1000)
             for outcome, count in s.counts.items():
                 records.add_metric([*labels, outcome], count)
             owned.add_metric(labels, s.owned)
@@ -109,7 +124,34 @@ class Collector:
             stopped.add_metric(labels, s.stopped)
             if sum(s.latency):
                 latency.add_metric(labels, *_histogram(s))
-        return [records, latency, owned, behind, stopped]
+        return [records, latency, owned, behind, stopped, restoring, stalled]
+
+
+_STORE = (
+    ("segue_store_used_bytes", "Memory that the store uses.", "used_memory"),
+    ("segue_store_limit_bytes", "Memory that the store may use; 0 is no limit.", "maxmemory"),
+    ("segue_store_evicted_keys", "Keys that the store threw away: contexts lost. Must be 0.", "evicted_keys"),
+    ("segue_store_rdb_ok", "1 when its last snapshot to disk succeeded.", "rdb_last_bgsave_status"),
+    (
+        "segue_store_aof_rewrite_ok",
+        "1 when its last rewrite of the append-only file succeeded.",
+        "aof_last_bgrewrite_status",
+    ),
+    ("segue_store_aof_write_ok", "1 when its last write to the append-only file succeeded.", "aof_last_write_status"),
+)
+
+
+class StoreCollector:
+    """A prometheus_client collector over what Redis says of itself (INFO)."""
+
+    def __init__(self, info: Mapping[str, Any]) -> None:
+        self._info = info
+
+    def collect(self) -> Iterable[Metric]:
+        for name, what, field_name in _STORE:
+            told = self._info.get(field_name)
+            if told is not None:
+                yield GaugeMetricFamily(name, what, value=float(told == "ok" if isinstance(told, str) else told))
 
 
 def _histogram(snapshot: Snapshot) -> tuple[list[tuple[str, float]], float]:

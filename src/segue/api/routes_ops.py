@@ -11,7 +11,7 @@ from segue.api.models import Ready, Stats, answers
 from segue.api.problems import KINDS, Problem
 from segue.api.services import services_of
 from segue.errors import StoreUnavailable
-from segue.metrics import Collector
+from segue.metrics import Collector, StoreCollector
 from segue.store.reader import PROCESSORS
 
 router = APIRouter(tags=["operation"])
@@ -36,15 +36,15 @@ async def healthz() -> dict[str, str]:
 
 @router.get("/readyz", summary="Whether answers are complete and recent", responses=answers(Ready, "All is there"))
 async def readyz(request: Request) -> Response:
-    """Ready: the store answers, and resolve, context and signals are all less than ten seconds behind and none
-    has stopped at a partition of which too much was refused."""
+    """Ready: the store answers, and resolve, context and signals are all less than ten seconds behind, none
+    is restoring, and none has stopped at a partition of which too much was refused."""
     services = services_of(request)
     run, queries = services.store.run, services.store.queries
     try:
         await run(queries.ping())
         fresh = await run(queries.freshness(*PROCESSORS))
         lags = {processor: (await run(queries.freshness(processor))).lag_ms for processor in PROCESSORS}
-        told = [s for s in await run(queries.snapshots()) if s.stopped and queries.now_ms() - s.at_ms < READY_MS]
+        told = [s for s in await run(queries.snapshots()) if queries.now_ms() - s.at_ms < READY_MS]
     except StoreUnavailable as error:
         raise _not_ready({"store": str(error)}) from None
     missing = {
@@ -53,7 +53,10 @@ async def readyz(request: Request) -> Response:
         if lag is None or lag > READY_MS
     }
     for snapshot in told:
-        missing[snapshot.processor] = f"has stopped at {snapshot.stopped} partitions: too many records were refused"
+        if snapshot.restoring:
+            missing[snapshot.processor] = f"is restoring {snapshot.restoring} partitions"
+        if snapshot.stopped:
+            missing[snapshot.processor] = f"has stopped at {snapshot.stopped} partitions: too many records were refused"
     if missing:
         raise _not_ready(missing)
     return answer(fresh, orjson.dumps({"status": "ready", **fresh_members(fresh), "processors": lags}))
@@ -66,12 +69,15 @@ def _not_ready(missing: dict[str, str]) -> Problem:
 
 @router.get("/metrics", summary="Prometheus metrics of the whole deployment", response_class=Response)
 async def metrics(request: Request) -> Response:
-    """The processors' snapshots and this API's own counts. Without the store, the latter alone."""
+    """The processors' snapshots, the store's word on itself, and this API's own counts. Without the store, the
+    latter alone."""
     services, text = services_of(request), b""
     up = services.metrics.store_up
+    run, queries = services.store.run, services.store.queries
     try:
         processors = CollectorRegistry()
-        processors.register(Collector(await services.store.run(services.store.queries.snapshots())))
+        processors.register(Collector(await run(queries.snapshots())))
+        processors.register(StoreCollector(await run(queries.info())))
         text = generate_latest(processors)
         up.set(1)
     except StoreUnavailable:

@@ -13,6 +13,8 @@ from segue.errors import SettingsError
 
 HEALTHY_MS = 30_000
 """A processor that has not reported for so long is stuck or gone."""
+STALLED_MS = 300_000
+"""A partition that has neither moved on nor been at its end for so long is stuck."""
 
 topics_app = typer.Typer(name="topics", help="Create and list the topics.", no_args_is_help=True)
 
@@ -104,20 +106,29 @@ def list_topics() -> None:
 def health_command(
     processor: Annotated[str, typer.Argument(help="resolve, context or signals")],
 ) -> None:
-    """Exit 0 when the processor reported progress lately, else 1: for container health checks."""
+    """Exit 1 when the processor hangs (says nothing, or a partition does not move on): for container health checks."""
     from segue import runtime
+    from segue.errors import StoreUnavailable
     from segue.metrics import decode
     from segue.settings import load
     from segue.store.connect import reachable
     from segue.store.keys import METRICS
 
-    client = runtime.open_redis(load())
-    with reachable():
-        raws: Any = client.hvals(METRICS)
-    snapshots = [decode(raw) for raw in raws]
+    settings = load()
+    try:
+        with reachable():
+            raws: Any = runtime.open_redis(settings).hvals(METRICS)
+    except StoreUnavailable as error:  # it waits for the store; a restart would not bring that back
+        typer.echo(f"{processor}: unknown: {error}", err=True)
+        return
     now = time.time_ns() // 1_000_000
-    ages = [now - s.at_ms for s in snapshots if s.processor == processor]
-    if not ages or min(ages) > HEALTHY_MS:
-        typer.echo(f"{processor}: no progress reported for {min(ages, default=0) // 1000} s", err=True)
+    mine = [s for s in map(decode, raws) if s.processor == processor and settings.instance in (None, s.instance)]
+    last = max(mine, key=lambda snapshot: snapshot.at_ms, default=None)
+    if last is None or now - last.at_ms > HEALTHY_MS:
+        said = "nothing reported yet" if last is None else f"nothing reported for {(now - last.at_ms) // 1000} s"
+        typer.echo(f"{processor}: {said}", err=True)
         raise typer.Exit(1)
-    typer.echo(f"{processor}: reported {min(ages)} ms ago")
+    if last.stalled_ms > STALLED_MS:
+        typer.echo(f"{processor}: a partition has not moved on for {last.stalled_ms // 1000} s", err=True)
+        raise typer.Exit(1)
+    typer.echo(f"{processor}: reported {now - last.at_ms} ms ago")

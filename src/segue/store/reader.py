@@ -187,6 +187,11 @@ class Queries:
         every = [metrics.decode(raw) for _, raw in sorted(found.items())]
         return [snapshot for snapshot in every if now - snapshot.at_ms <= metrics.STALE_MS]
 
+    def info(self) -> Query[dict[str, Any]]:
+        """What Redis says of its memory, its disk and what it evicted."""
+        sections = yield [("INFO", section) for section in ("memory", "stats", "persistence")]
+        return {name: value for section in sections for name, value in section.items()}
+
     def stats(self) -> Query[dict[str, Any]]:
         """All counters, added up over the shards (`store.stats`)."""
         layout = yield from self.layout()
@@ -265,6 +270,9 @@ class Reader:
 
     def snapshots(self) -> list[Snapshot]:
         return self._run(self._queries.snapshots())
+
+    def info(self) -> dict[str, Any]:
+        return self._run(self._queries.info())
 
     def stats(self) -> dict[str, Any]:
         return self._run(self._queries.stats())

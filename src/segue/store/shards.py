@@ -18,8 +18,9 @@ import redis
 from msgspec import Struct
 
 from segue.errors import StoreUnavailable, WentBack
+from segue.metrics import FORGOTTEN_MS, decode
 from segue.store.connect import check, history, reachable
-from segue.store.keys import Layout
+from segue.store.keys import METRICS, Layout
 
 _MSET = 500
 """Keys per MSET: keeps one command's buffer at a few megabytes."""
@@ -144,6 +145,14 @@ class ShardStore:
         if write.changed:
             pipe.publish(layout.changes(shard), orjson.dumps(write.changed))
 
+    def forget_the_gone(self, now_ms: int) -> None:
+        """Drop the metrics of processes that have long ended; each start under a new name leaves some."""
+        with reachable():
+            told: Any = self._redis.hgetall(METRICS)
+            gone = [name for name, raw in told.items() if now_ms - decode(raw).at_ms > FORGOTTEN_MS]
+            if gone:
+                self._redis.hdel(METRICS, *gone)
+
     def report(self, caught_up: dict[str, int], metrics: bytes, instance: str) -> None:
         """Say until when (ms) each shard has applied everything, and publish this process's metrics.
 
@@ -154,7 +163,7 @@ class ShardStore:
         with reachable(), self._redis.pipeline(transaction=False) as pipe:
             if caught_up:
                 pipe.hset(self.layout.progress(self.processor), mapping=caught_up)  # type: ignore[arg-type]
-            pipe.hset("segue:metrics", f"{self.processor}:{instance}", metrics)
+            pipe.hset(METRICS, f"{self.processor}:{instance}", metrics)
             pipe.execute()
 
     def _look(self) -> None:

@@ -42,7 +42,7 @@ _ENDS_S = 1.0
 _SETTLE_S = 0.002
 """A small fetch is taken apart partition by partition within this time; then all of it is there to be ordered."""
 
-_MANY = 50
+_MANY = 500
 """From so many records on it may not be; then the broker is asked, which costs 4 ms and is shared by all of them."""
 
 _JOIN_S = 10.0

@@ -9,7 +9,9 @@ last second is noticed (the fence is not what this owner wrote last) instead of 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -109,41 +111,53 @@ class ShardStore:
     def write(self, writes: list[Write]) -> list[str]:
         """Write the shards whose fence is as expected. Returns the others: their owner must restore.
 
-        All shards go in one MULTI: one round trip for a poll. Raises StoreUnavailable with the outcome
-        unknown; the caller restores all of them.
+        All shards go in one MULTI. Raises StoreUnavailable with the outcome unknown; the caller restores all
+        of them.
         """
         keys = [self.layout.fence(write.shard, self.processor) for write in writes]
-        with reachable():
+        with reachable(), self._connection() as connection:
             for _ in range(_TRIES):
-                with self._redis.pipeline() as pipe:
-                    try:
-                        pipe.watch(*keys)  # type: ignore[no-untyped-call]
-                        found: Any = pipe.mget(keys)
-                        good = [w for w, fence in zip(writes, found, strict=True) if fence == w.expected]
-                        pipe.multi()
-                        for write in good:
-                            self._queue(pipe, write)
-                        pipe.execute()
-                    except redis.WatchError:  # also when the connection breaks after WATCH
-                        continue
-                    kept = {write.shard for write in good}
-                    return [write.shard for write in writes if write.shard not in kept]
+                found = _told(connection, [("WATCH", *keys), ("MGET", *keys)])[1]
+                good = [w for w, fence in zip(writes, found, strict=True) if fence == w.expected]
+                commands = [command for write in good for command in self._commands(write)]
+                done = _told(connection, [("MULTI",), *commands, ("EXEC",)])[-1]
+                if done is None:  # a fence was written in between
+                    continue
+                for reply in done:
+                    if isinstance(reply, Exception):
+                        raise reply
+                kept = {write.shard for write in good}
+                return [write.shard for write in writes if write.shard not in kept]
         return [write.shard for write in writes]
 
-    def _queue(self, pipe: Any, write: Write) -> None:
+    @contextmanager
+    def _connection(self) -> Iterator[Any]:
+        """A connection of the pool, for commands sent together: a third of the time of redis-py's pipeline,
+        which asks three times where this asks twice."""
+        pool = self._redis.connection_pool
+        connection = pool.get_connection()
+        try:
+            yield connection
+        except BaseException:
+            connection.disconnect()  # type: ignore[no-untyped-call] # replies may be on their way that nobody will read
+            raise
+        finally:
+            pool.release(connection)
+
+    def _commands(self, write: Write) -> Iterator[tuple[Any, ...]]:
         layout, shard = self.layout, write.shard
         prefix = layout.document(shard, self.kind, "")
-        documents = [(prefix + key, raw) for key, raw in write.documents.items()]
-        for at in range(0, len(documents), _MSET):
-            pipe.mset(dict(documents[at : at + _MSET]))
-        pipe.mset(
-            {
-                layout.stats(shard, self.processor): orjson.dumps(write.stats, option=orjson.OPT_SORT_KEYS),
-                layout.fence(shard, self.processor): write.fence,
-            }
+        documents = iter(write.documents.items())
+        while some := list(islice(documents, _MSET)):
+            yield "MSET", *(part for key, raw in some for part in (prefix + key, raw))
+        counts = orjson.dumps(write.stats, option=orjson.OPT_SORT_KEYS)
+        yield (
+            "MSET",
+            *(layout.stats(shard, self.processor), counts),
+            *(layout.fence(shard, self.processor), write.fence),
         )
         if write.changed:
-            pipe.publish(layout.changes(shard), orjson.dumps(write.changed))
+            yield "PUBLISH", layout.changes(shard), orjson.dumps(write.changed)
 
     def forget_the_gone(self, now_ms: int) -> None:
         """Drop the metrics of processes that have long ended; each start under a new name leaves some."""
@@ -174,6 +188,21 @@ class ShardStore:
         before, self._history = self._history, found
         if before not in (None, found):
             raise WentBack("Redis restarted or failed over")
+
+
+def _told(connection: Any, commands: list[tuple[Any, ...]]) -> list[Any]:
+    """Send commands together and read every reply. Raises the first error reply: MULTI then does nothing."""
+    connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+    replies: list[Any] = []
+    refused: redis.ResponseError | None = None
+    for _ in commands:
+        try:
+            replies.append(connection.read_response())
+        except redis.ResponseError as error:
+            refused = refused or error
+    if refused is not None:
+        raise refused
+    return replies
 
 
 def encode_fence(fence: Fence) -> bytes:

@@ -314,6 +314,13 @@ def test_a_server_that_is_away_is_an_outage_not_an_answer() -> None:
         away.write([write("0", b"", 1, 1)])
 
 
+def test_a_write_that_is_refused_says_why_and_names_nobody(tmp_path: Path) -> None:
+    with EmbeddedValkey(tmp_path / "valkey", options={"maxmemory": "1"}) as full:
+        with pytest.raises(StoreUnavailable, match="maxmemory") as refused:
+            index(connect(full.url)).claim({"email:anna@example.com": key("a")})
+        assert "anna" not in str(refused.value)
+
+
 # --- the identity index
 
 

@@ -86,7 +86,12 @@ def reachable(url: str = "Redis") -> Iterator[None]:
         raise StoreUnavailable(f"{url} cannot be reached: {error}") from error
     except redis.ResponseError as error:
         # A full memory or disk (OOM, MISCONF), a replica or a loading server: all pass.
-        raise StoreUnavailable(f"{url} refuses: {error}") from error
+        raise StoreUnavailable(f"{url} refuses: {_without_keys(error)}") from error
+
+
+def _without_keys(error: redis.ResponseError) -> str:
+    """What the server said. Before it, redis-py sets the pipeline's command, and its key names a customer."""
+    return str(error).rpartition(" of pipeline caused error: ")[2]
 
 
 def history(info: dict[str, Any]) -> str:

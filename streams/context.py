@@ -30,10 +30,11 @@ class ContextProcessor:
     name = "context"
     group = "segue.context"
     kind = "ctx"
-    topics: Sequence[str] = (INTERACTIONS,)
 
     def __init__(self, store: ShardStore, policy: Policy) -> None:
         self._store, self._policy = store, policy
+        self.topics: Sequence[str] = (store.layout.interactions,)
+        self._steps_alike = store.layout.step_partitions == store.layout.partitions
 
     def shard_of(self, tp: TP) -> str:
         return str(tp[1])
@@ -87,7 +88,8 @@ class ContextProcessor:
         if outcome.facts:
             count_facts(stats, outcome)
         step = Step(key, context.revision, outcome.raw, outcome.facts, outcome.previous)
-        outputs.append(Output(JOURNEY_STEPS, key.encode(), _encode_step(step), shard.tp[1]))
+        partition = shard.tp[1] if self._steps_alike else -1  # the customer's either way, at no cost
+        outputs.append(Output(JOURNEY_STEPS, key.encode(), _encode_step(step), partition))
 
     def encode(self, document: Context) -> bytes:
         return encoder.encode(document)

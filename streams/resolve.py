@@ -68,8 +68,10 @@ class Resolve:
     kind = "none"
     topics: Sequence[str] = EVENT_TOPICS
 
-    def __init__(self, index: IdentityIndex, source: Log, region: str | None = None) -> None:
-        self._index, self._log, self._region = index, source, region
+    def __init__(
+        self, index: IdentityIndex, source: Log, region: str | None = None, interactions: str = INTERACTIONS
+    ) -> None:
+        self._index, self._log, self._region, self._interactions = index, source, region, interactions
 
     def shard_of(self, tp: TP) -> str:
         return f"{tp[0].removeprefix(EVENTS)}.{tp[1]}"
@@ -111,7 +113,7 @@ class Resolve:
                     arrivals.append(found)
         arrivals.sort(key=_order)
         for arrival in arrivals:
-            outputs += _emit(arrival)
+            outputs += _emit(arrival, self._interactions)
         return outputs
 
     def encode(self, document: Any) -> bytes:
@@ -121,7 +123,7 @@ class Resolve:
         """When Redis may have lost links, fill the index from the log before going on."""
         self._index.forget()
         if not self._index.complete():
-            self._index.refill(committed(self._log))
+            self._index.refill(committed(self._log.read(IDENTITY)))
 
 
 def _order(arrival: Arrival) -> tuple[int, datetime]:
@@ -129,7 +131,7 @@ def _order(arrival: Arrival) -> tuple[int, datetime]:
     return arrival.received_at_ms, arrival.event.time
 
 
-def _emit(arrival: Arrival) -> Iterable[Output]:
+def _emit(arrival: Arrival, interactions: str) -> Iterable[Output]:
     event, decision = arrival.event, arrival.decision
     assert decision is not None
     properties = event.data.properties
@@ -142,7 +144,7 @@ def _emit(arrival: Arrival) -> Iterable[Output]:
     )
     if decision.contested:
         interaction.contested = tuple(identifier.type for identifier, _ in decision.contested)
-    yield Output(INTERACTIONS, decision.customer_key.encode(), _encode(interaction))
+    yield Output(interactions, decision.customer_key.encode(), _encode(interaction))
     for identifier in decision.link:
         yield _identity(arrival, "link", identifier, decision.customer_key)
     for identifier, owner in decision.contested:
@@ -252,11 +254,11 @@ class Resolution:
         return any(stand[pair] != value for pair, value in new.items())
 
 
-def committed(source: Log) -> Iterator[tuple[dict[str, str], dict[tuple[str, str], str]]]:
-    """All links of `segue.identity` for `IdentityIndex.refill`, some thousands at a time."""
+def committed(records: Iterable[Record]) -> Iterator[tuple[dict[str, str], dict[tuple[str, str], str]]]:
+    """The links among records of `segue.identity` for `IdentityIndex.refill`, some thousands at a time."""
     links: dict[str, str] = {}
     uniques: dict[tuple[str, str], str] = {}
-    for record in source.read(IDENTITY):
+    for record in records:
         raw = record.value()
         if raw is None:
             continue

@@ -31,7 +31,15 @@ LAYERS = [
 ONLY_IN = {
     "confluent_kafka": {"segue.log.kafka", "segue.log.kafka_member", "segue.log.kafka_reader", "segue.transports"},
     "sqlite3": {"segue.log.sqlite"},
-    "redis": {"segue.store", "segue.embedded", "segue.runtime", "segue.rebuild", "segue.api.doors", "segue.demo"},
+    "redis": {
+        "segue.store",
+        "segue.embedded",
+        "segue.runtime",
+        "segue.rebuild",
+        "segue.cli.rebuild",
+        "segue.api.doors",
+        "segue.demo",
+    },
     "faust": {"segue.agents", "streams.complaints"},
     "fastapi": {"segue.api"},
     "typer": {"segue.cli"},

@@ -147,10 +147,13 @@ class Engine:
         cache_documents: int = 100_000,
         clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         limit: Limit | None = None,
+        stands: Callable[[], bool] = lambda: True,
     ) -> None:
+        """`stands` says whether the layout that this engine works in is still the one to work in."""
         self.processor, self._log, self._store, self._instance = processor, source, store, instance
         self._stop, self._batch, self._cache, self._clock = stop, batch_records, cache_documents, clock
         self._limit = limit or Limit()
+        self._stands, self.superseded = stands, False
         self.meter = Meter()
         self._member: Member | None = None
         self._shards: dict[TP, Shard] = {}
@@ -172,9 +175,12 @@ class Engine:
         self._failures = 0
 
     def run(self) -> None:
-        """Work until stopped. Outages are waited out; only a bug or wrong settings raise."""
+        """Work until stopped, or until the layout is about to be another (`superseded`): then leave the group.
+
+        Outages are waited out; only a bug or wrong settings raise.
+        """
         try:
-            while not self._stop():
+            while not self._stop() and not self.superseded:
                 try:
                     self._round()
                     self._failures = 0
@@ -488,6 +494,9 @@ class Engine:
 
     def _restore(self, member: Member) -> None:
         """Take over the waiting partitions, each at the offset that its state stands at."""
+        if not self._stands():  # asked after joining: who holds processing sees either us in the group or nothing
+            self.superseded = True
+            return
         waiting = sorted(self._waiting)
         committed = member.committed(waiting)
         proof = {tp: offset for tp, offset in committed.items() if offset is not None}
@@ -590,6 +599,7 @@ class Engine:
             stalled_ms=self._stalled_ms(),
         )
         self._store.report(self._caught_up, msgspec.json.encode(snapshot), self._instance)
+        self.superseded = self.superseded or not self._stands()
 
     def _stalled_ms(self) -> int:
         moving = (moved for tp, moved in self._moved.items() if tp not in self._stops)

@@ -12,6 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
 import redis
 import structlog
 
@@ -19,10 +20,10 @@ from segue import topics
 from segue.core.rules import RuleBook
 from segue.engine import Engine, Processor
 from segue.errors import LogUnavailable, SettingsError, StoreUnavailable
-from segue.log.port import Log
+from segue.log.port import Log, Output
 from segue.metrics import Meter
 from segue.settings import Settings
-from segue.store.connect import check, connect, layout
+from segue.store.connect import check, check_partitions, connect, held, layout, present, stands
 from segue.store.identity import IdentityIndex
 from segue.store.keys import Layout
 from segue.store.shards import ShardStore
@@ -30,6 +31,7 @@ from segue.store.shards import ShardStore
 T = TypeVar("T")
 
 PROCESSORS = ("resolve", "context", "signals")
+_HELD_S = 0.1
 
 
 def configure_logging(level: str) -> None:
@@ -73,8 +75,44 @@ def open_redis(settings: Settings) -> redis.Redis:
     return connect(redis_url(settings))
 
 
-def all_topics(settings: Settings) -> list[topics.Topic]:
-    return topics.all_topics(settings.partitions, settings.event_partitions)
+def all_topics(settings: Settings, found: Layout | None = None) -> list[topics.Topic]:
+    """The topics of a layout; without one, of a deployment that begins."""
+    place = found or Layout(settings.partitions)
+    return topics.all_topics(place.partitions, settings.event_partitions, place.interactions, place.steps)
+
+
+def make_topics(settings: Settings, source: Log) -> list[str]:
+    """Create the topics that are missing; returns the names created. Raises LogUnavailable, SettingsError."""
+    return source.create_topics(all_topics(settings, logged_layout(source)))
+
+
+def logged_layout(source: Log) -> Layout | None:
+    """The layout that the latest rebuild switched to; None before any."""
+    if not source.partitions(topics.LAYOUTS) or not source.bounds(topics.LAYOUTS)[0][1]:
+        return None
+    found = [msgspec.json.decode(record.value() or b"", type=Layout) for record in source.read(topics.LAYOUTS)]
+    return max(found, key=lambda place: place.epoch, default=None)
+
+
+def log_layout(source: Log, place: Layout) -> None:
+    """Write down in the log which layout is in force."""
+    source.append([Output(topics.LAYOUTS, b"layout", msgspec.json.encode(place))])
+
+
+def lay_out(settings: Settings, source: Log, client: redis.Redis) -> Layout:
+    """The layout in force, with its topics. Who comes first to an empty Redis lays it out: as the log says, or anew.
+
+    The log learns here of a switch whose rebuild ended before it could say so. Raises SettingsError,
+    LogUnavailable, StoreUnavailable.
+    """
+    logged = logged_layout(source)
+    if logged is None:
+        source.create_topics(all_topics(settings, present(client)))
+    found = layout(client, settings.partitions, logged)
+    if found.epoch > (1 if logged is None else logged.epoch):
+        log_layout(source, found)
+    source.create_topics(all_topics(settings, found))
+    return found
 
 
 def rule_book(path: Path | None) -> RuleBook:
@@ -109,7 +147,7 @@ def build_processor(
     if name == "resolve":
         from streams.resolve import Resolve
 
-        resolve = Resolve(IdentityIndex(client, found), source, settings.phone_region)
+        resolve = Resolve(IdentityIndex(client, found), source, settings.phone_region, found.interactions)
         return resolve, ShardStore(client, found, "resolve", "none")
     if name == "context":
         from streams.context import ContextProcessor
@@ -124,39 +162,62 @@ def build_processor(
     raise SettingsError(f"no such processor: {name}; one of {', '.join(PROCESSORS)}")
 
 
-def build_engine(name: str, settings: Settings, stop: Callable[[], bool]) -> Engine:
-    """Everything a processor needs, checked: topics, layout, a store that keeps what it is given."""
+def build_engine(
+    name: str, settings: Settings, stop: Callable[[], bool], meter: Meter | None = None, *, follow: bool = False
+) -> Engine:
+    """Everything a processor needs, checked: topics, layout, a store that keeps what it is given.
+
+    Waits while a rebuild holds processing. With `follow` the layout is followed though the settings say another
+    number of partitions: a rebuild has just changed it.
+    """
     client = open_redis(settings)
     source = open_log(settings)
 
     def ready() -> Layout:
         check(client)
-        source.create_topics(all_topics(settings))
-        return layout(client, settings.partitions)
+        while held(client):
+            if stop():
+                raise SystemExit(0)
+            time.sleep(_HELD_S)
+        found = lay_out(settings, source, client)
+        if not follow:
+            check_partitions(found, settings.partitions)
+        return found
 
     found = wait_for(name, ready, stop)
     processor, store = build_processor(name, settings, source, client, found)
     instance = settings.instance or uuid.uuid4().hex[:12]
-    return Engine(
-        processor,
-        source,
-        store,
-        instance,
-        stop,
-        settings.batch_records,
-        settings.cache_documents,
-        limit=settings.limit,
-    )
+    engine = Engine(
+        processor, source, store, instance, stop, settings.batch_records, settings.cache_documents,
+        limit=settings.limit, stands=lambda: stands(client, found),
+    )  # fmt: skip
+    engine.meter = meter or engine.meter
+    return engine
 
 
 def run(
     name: str, settings: Settings, stop: Callable[[], bool], watch: Callable[[Meter], None] = lambda _: None
 ) -> None:
     """Run one processor until `stop()`. `watch` is given its counters, before it starts."""
+
+    def built(meter: Meter) -> None:
+        watch(meter)
+        # The cache holds many objects and no cycles: what the collector would look through again and again.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(100_000, 50, 1000)
+
+    keep_running(name, settings, stop, built)
+
+
+def keep_running(
+    name: str, settings: Settings, stop: Callable[[], bool], watch: Callable[[Meter], None] = lambda _: None
+) -> None:
+    """Run one processor, from layout to layout, until `stop()`."""
     engine = build_engine(name, settings, stop)
     watch(engine.meter)
-    # The cache holds many objects and no cycles: what the collector would look through again and again.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(100_000, 50, 1000)
     engine.run()
+    while not stop():
+        structlog.get_logger().info("a rebuild switches to another layout", processor=name)
+        engine = build_engine(name, settings, stop, engine.meter, follow=True)
+        engine.run()

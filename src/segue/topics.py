@@ -12,6 +12,8 @@ JOURNEY_STEPS = "segue.journey-steps"
 SIGNALS = "segue.signals"
 IDENTITY = "segue.identity"
 DEAD_LETTERS = "segue.dead-letters"
+LAYOUTS = "segue.layout"
+"""How the state is laid out, after each switch: what an emptied Redis is laid out by."""
 
 EVENT_TOPICS: tuple[str, ...] = tuple(EVENTS + channel for channel in CHANNELS)
 
@@ -32,8 +34,12 @@ def event_topic(channel: str) -> str:
     return EVENTS + channel
 
 
-def all_topics(partitions: int, event_partitions: int) -> list[Topic]:
-    """Every topic of a deployment. `partitions` is the layout's: interactions, steps and signals share it."""
+def all_topics(
+    partitions: int, event_partitions: int, interactions: str = INTERACTIONS, steps: int | None = None
+) -> list[Topic]:
+    """Every topic of a deployment. `partitions` is the layout's; interactions, steps and signals share it, unless a
+    rebuild gave the interactions another number than the `steps`."""
+    steps = steps or partitions
     large = {"max.message.bytes": str(MAX_RECORD_BYTES)}
     # LogAppendTime: received_at is the broker's clock, not the sender's.
     arriving = large | {"message.timestamp.type": "LogAppendTime"}
@@ -41,8 +47,10 @@ def all_topics(partitions: int, event_partitions: int) -> list[Topic]:
     kept = large | {"retention.ms": "-1"}
     return [
         *(Topic(name, event_partitions, arriving) for name in EVENT_TOPICS),
-        *(Topic(name, partitions, kept) for name in (INTERACTIONS, JOURNEY_STEPS)),
-        Topic(SIGNALS, partitions, large),
-        Topic(IDENTITY, partitions, large | {"cleanup.policy": "compact"}),
+        Topic(interactions, partitions, kept),
+        Topic(JOURNEY_STEPS, steps, kept),
+        Topic(SIGNALS, steps, large),
+        Topic(IDENTITY, steps, large | {"cleanup.policy": "compact"}),
+        Topic(LAYOUTS, 1, {"cleanup.policy": "compact"}),
         Topic(DEAD_LETTERS, event_partitions, large),
     ]

@@ -55,7 +55,7 @@ class Stack:
             (self._directory / "valkey.url").write_text(url)
         environment = self._environment(url)
         source = runtime.open_log(self.settings)
-        runtime.wait_for("topics", lambda: source.create_topics(runtime.all_topics(self.settings)), lambda: False)
+        runtime.wait_for("topics", lambda: runtime.make_topics(self.settings, source), lambda: False)
         source.close()
         for name in runtime.PROCESSORS:
             self._spawn(name, ["run", name], environment)

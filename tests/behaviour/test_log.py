@@ -203,6 +203,34 @@ def test_the_bounds_of_a_topic_are_what_is_kept_and_what_is_committed(place: Pla
     assert ends[1] in (1, 2)  # the broker's own mark may end the transaction
 
 
+def test_the_members_of_a_group_are_known_and_gone_when_they_left(place: Place) -> None:
+    topic = place.topic("t", 2)
+    group = f"{place.name}.group"
+    assert place.log.members(group) == []
+    with place.seat(topic) as one:
+        one.until_owned(2)
+        with place.seat(topic, instance="b") as two:
+            eventually(lambda: (one.poll(), two.poll(), len(two.owned) == 1)[-1])
+            assert place.log.members(group) == [f"{place.name}.a", f"{place.name}.b"]
+        one.poll()
+        assert place.log.members(group) == [f"{place.name}.a"]
+    assert place.log.members(group) == []
+
+
+def test_the_offsets_of_a_group_without_members_can_be_set(place: Place) -> None:
+    topic = place.topic("t", 2)
+    group, tps = f"{place.name}.group", [(topic, 0), (topic, 1)]
+    place.log.append([Output(topic, b"k", b"%d" % n, 1) for n in range(5)])
+    assert place.log.offsets(group, tps) == {}
+    with place.seat(topic) as seat:
+        seat.until_read(5).commit(up_to={(topic, 1): 2})
+    assert place.log.offsets(group, tps) == {(topic, 1): 2}
+    place.log.set_offsets(group, {(topic, 1): 4})
+    assert place.log.offsets(group, tps) == {(topic, 1): 4}
+    with place.seat(topic) as seat:
+        assert seat.until_read(1).values() == [b"4"]
+
+
 def test_an_empty_topic_reads_as_nothing(place: Place) -> None:
     assert list(place.log.read(place.topic("t", 2))) == []
 

@@ -15,9 +15,9 @@ import redis
 from segue.core.partition import partition_of
 from segue.embedded.valkey import EmbeddedValkey
 from segue.errors import SettingsError, StoreUnavailable, WentBack
-from segue.store.connect import check, connect, layout
+from segue.store.connect import check, check_partitions, connect, held, layout, stands
 from segue.store.identity import IdentityIndex, bucket
-from segue.store.keys import LAYOUT, Layout
+from segue.store.keys import HOLD, LAYOUT, Layout
 from segue.store.reader import Reader
 from segue.store.shards import Fence, ShardStore, Write, encode_fence
 from tests.support.proxy import Proxy, address_of
@@ -287,8 +287,30 @@ def test_the_layout_is_written_by_the_first_and_read_by_all(redis_client: redis.
 def test_another_number_of_partitions_than_the_contexts_are_laid_out_for_is_refused(redis_client: redis.Redis) -> None:
     layout(redis_client, 4)
     with pytest.raises(SettingsError, match="SEGUE_PARTITIONS"):
-        layout(redis_client, 8)
+        check_partitions(layout(redis_client, 8), 8)
     assert msgspec.json.decode(redis_client.get(LAYOUT) or b"", type=Layout) == Layout(4)
+
+
+def test_a_layout_that_the_log_knows_to_be_older_or_lost_is_put_right(redis_client: redis.Redis) -> None:
+    logged = Layout(8, 3, "segue.interactions.3", 4)
+    assert layout(redis_client, 4, logged) == layout(redis_client) == logged
+    redis_client.set(LAYOUT, msgspec.json.encode(Layout(4, 2)))
+    assert layout(redis_client, 4, logged) == layout(redis_client) == logged
+    newer = Layout(16, 4)
+    redis_client.set(LAYOUT, msgspec.json.encode(newer))
+    assert layout(redis_client, 4, logged) == layout(redis_client) == newer
+
+
+def test_a_layout_stands_until_it_is_another_or_gone_or_held(redis_client: redis.Redis) -> None:
+    found = layout(redis_client, 4)
+    assert stands(redis_client, found)
+    assert not stands(redis_client, Layout(4, 2))
+    redis_client.set(HOLD, "somebody")
+    assert held(redis_client)
+    assert not stands(redis_client, found)
+    redis_client.delete(HOLD, LAYOUT)
+    assert not held(redis_client)
+    assert not stands(redis_client, found)
 
 
 def test_a_store_nobody_has_written_to_says_so(redis_client: redis.Redis) -> None:

@@ -20,11 +20,10 @@ import redis
 
 from segue.api.app import build_server, listen
 from segue.embedded.valkey import EmbeddedValkey
-from segue.engine import Engine
 from segue.errors import SegueError
 from segue.log.port import Output
 from segue.log.sqlite import SqliteLog
-from segue.runtime import PROCESSORS, all_topics, build_engine
+from segue.runtime import PROCESSORS, all_topics, keep_running
 from segue.settings import Settings
 from segue.store.connect import layout
 from segue.store.shards import Fence
@@ -44,14 +43,12 @@ class _Runner:
     def __init__(self, name: str, settings: Settings) -> None:
         self.error: BaseException | None = None
         self._stop = threading.Event()
-        self._engine: Engine | None = None
         self._thread = threading.Thread(target=self._run, args=(name, settings), name=f"engine {name}", daemon=True)
         self._thread.start()
 
     def _run(self, name: str, settings: Settings) -> None:
         try:
-            self._engine = build_engine(name, settings, self._stop.is_set)
-            self._engine.run()
+            keep_running(name, settings, self._stop.is_set)
         except BaseException as error:
             self.error = error
 

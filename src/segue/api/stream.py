@@ -120,7 +120,7 @@ class Hub:
 
     async def _subscribe(self, channel: Any, layout: Layout) -> None:
         """Subscribe to every partition and wait for the confirmations: what is read after that is not missed."""
-        names = [layout.changes(str(partition)) for partition in range(layout.partitions)]
+        names = [layout.changes(str(partition)) for partition in range(layout.shards_at_most)]
         await channel.subscribe(*names)
         confirmed = 0
         while confirmed < len(names):

@@ -86,8 +86,9 @@ def create_topics() -> None:
     settings = load()
     runtime.configure_logging(settings.log_level)
     source = runtime.open_log(settings)
-    created = runtime.wait_for("topics", lambda: source.create_topics(runtime.all_topics(settings)), lambda: False)
-    typer.echo(f"{len(created)} created, {len(runtime.all_topics(settings)) - len(created)} there already")
+    created = runtime.wait_for("topics", lambda: runtime.make_topics(settings, source), lambda: False)
+    every = runtime.all_topics(settings, runtime.logged_layout(source))
+    typer.echo(f"{len(created)} created, {len(every) - len(created)} there already")
 
 
 @topics_app.command("list")
@@ -98,7 +99,7 @@ def list_topics() -> None:
 
     settings = load()
     source = runtime.open_log(settings)
-    for topic in runtime.all_topics(settings):
+    for topic in runtime.all_topics(settings, runtime.logged_layout(source)):
         have = source.partitions(topic.name)
         typer.echo(f"{topic.name:28} {f'{have} partitions' if have else 'missing'}")
 

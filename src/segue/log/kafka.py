@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
     Consumer,
+    ConsumerGroupTopicPartitions,
     IsolationLevel,
     KafkaError,
     KafkaException,
@@ -24,10 +25,19 @@ from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 from segue.errors import LogUnavailable, SettingsError
 from segue.log.kafka_member import KafkaMember, produce
 from segue.log.kafka_reader import KafkaReader
-from segue.log.port import Output, Record
+from segue.log.port import TP, Output, Record
 from segue.topics import MAX_RECORD_BYTES, Topic
 
 _DELIVERY_S = 30.0
+_ASK_S = 10.0
+"""How long the broker may take to answer."""
+_COORDINATOR_MOVES = {
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError._TIMED_OUT,
+    KafkaError._TRANSPORT,
+}
 _SETTLE_S = 60.0
 """How long an open transaction is waited for; the broker ends one that nobody goes on with after about 20 s."""
 
@@ -185,6 +195,47 @@ class KafkaLog:
 
     def reader(self) -> KafkaReader:
         return KafkaReader(self._common)
+
+    def members(self, group: str) -> list[str]:
+        found = self._of_group(group, lambda admin: admin.describe_consumer_groups([group], request_timeout=_ASK_S))
+        members = [] if found is None else found.members
+        return sorted(member.client_id.removeprefix(f"{group}.") for member in members)
+
+    def offsets(self, group: str, tps: Sequence[TP]) -> dict[TP, int]:
+        wanted = ConsumerGroupTopicPartitions(group, [TopicPartition(*tp) for tp in tps])
+        found = self._of_group(
+            group,
+            lambda admin: admin.list_consumer_group_offsets([wanted], require_stable=True, request_timeout=_ASK_S),
+        )
+        positions = [] if found is None else found.topic_partitions
+        return {(tp.topic, tp.partition): tp.offset for tp in positions if tp.error is None and tp.offset >= 0}
+
+    def set_offsets(self, group: str, offsets: dict[TP, int]) -> None:
+        wanted = ConsumerGroupTopicPartitions(group, [TopicPartition(*tp, at) for tp, at in offsets.items()])
+        found = self._of_group(
+            group, lambda admin: admin.alter_consumer_group_offsets([wanted], request_timeout=_ASK_S)
+        )
+        wrong = next((tp.error for tp in found.topic_partitions if tp.error is not None), None)
+        if wrong is not None:
+            raise LogUnavailable(f"offsets of group {group}: {wrong.str()}")
+
+    def _of_group(self, group: str, ask: Callable[[AdminClient], dict[str, Any]]) -> Any:
+        """Ask the group's coordinator, again while it is being found. None when there is no such group."""
+        admin = AdminClient(self._common)
+        until = time.monotonic() + _SETTLE_S
+        while True:
+            (asked,) = ask(admin).values()
+            try:
+                return asked.result(2 * _ASK_S)
+            except TimeoutError as error:
+                raise LogUnavailable(f"no Kafka at {self._bootstrap}: no answer about group {group}") from error
+            except KafkaException as error:
+                cause = error.args[0]
+                if cause.code() == KafkaError.GROUP_ID_NOT_FOUND:
+                    return None
+                if cause.code() not in _COORDINATOR_MOVES or time.monotonic() > until:
+                    raise LogUnavailable(f"group {group}: {cause.str()}") from error
+            time.sleep(0.1)
 
     def join(self, group: str, topics: Sequence[str], instance: str) -> KafkaMember:
         return KafkaMember(self._common, self._bootstrap, group, topics, instance)

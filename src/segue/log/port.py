@@ -135,6 +135,18 @@ class Log(Protocol):
         """Read partitions without joining a group."""
         ...
 
+    def members(self, group: str) -> list[str]:
+        """Who is in a group now, by instance. Who is not cannot commit for it. Raises LogUnavailable."""
+        ...
+
+    def offsets(self, group: str, tps: Sequence[TP]) -> dict[TP, int]:
+        """The committed offsets of a group, where it has any."""
+        ...
+
+    def set_offsets(self, group: str, offsets: dict[TP, int]) -> None:
+        """Commit offsets for a group that has no members."""
+        ...
+
     def join(self, group: str, topics: Sequence[str], instance: str) -> Member:
         """Take a seat in `group`. `instance` names this process among the group's members."""
         ...

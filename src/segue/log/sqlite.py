@@ -120,6 +120,13 @@ class _File:
             [(*place, offset) for place, offset in heads.items()],
         )
 
+    def commit_offsets(self, group: str, offsets: dict[TP, int]) -> None:
+        """Set a group's offsets within the running transaction."""
+        self.db.executemany(
+            "INSERT INTO offsets VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET next_offset = excluded.next_offset",
+            [(group, self.topic(t)[0], p, offset) for (t, p), offset in offsets.items()],
+        )
+
     def _head(self, place: tuple[int, int]) -> int:
         row = self.db.execute("SELECT next_offset FROM heads WHERE topic = ? AND partition = ?", place).fetchone()
         return 0 if row is None else int(row[0])
@@ -214,11 +221,37 @@ class SqliteLog:
     def reader(self) -> SqliteReader:
         return SqliteReader(_File(self._path, self._full_sync))
 
+    def members(self, group: str) -> list[str]:
+        alive = time.time_ns() // 1_000_000 - EXPIRY_MS
+        with self._lock, self._file.transaction():  # the silent go first, as when a member looks: their leases too
+            self._file.db.execute("DELETE FROM members WHERE grp = ? AND seen_ms < ?", (group, alive))
+            self._file.db.execute(
+                "DELETE FROM leases WHERE grp = ? AND member NOT IN (SELECT member FROM members WHERE grp = ?)",
+                (group, group),
+            )
+            found = self._file.query("SELECT member FROM members WHERE grp = ? ORDER BY 1", group)
+        return [str(member) for (member,) in found]
+
+    def offsets(self, group: str, tps: Sequence[TP]) -> dict[TP, int]:
+        with self._lock:
+            return {tp: offset for tp, offset in _offsets(self._file, group).items() if tp in set(tps)}
+
+    def set_offsets(self, group: str, offsets: dict[TP, int]) -> None:
+        with self._lock, self._file.transaction():
+            self._file.commit_offsets(group, offsets)
+
     def join(self, group: str, topics: Sequence[str], instance: str) -> SqliteMember:
         return SqliteMember(_File(self._path, self._full_sync), group, topics, instance)
 
     def close(self) -> None:
         self._file.db.close()
+
+
+def _offsets(file: _File, group: str) -> dict[TP, int]:
+    found = file.query(
+        "SELECT name, partition, next_offset FROM offsets JOIN topics ON topics.id = offsets.topic WHERE grp = ?", group
+    )
+    return {(str(name), partition): offset for name, partition, offset in found}  # type: ignore[misc]
 
 
 def _rows(file: _File, tp: TP, topic: int, offset: int, most: int) -> list[Record]:
@@ -357,14 +390,8 @@ class SqliteMember(SqliteReader):
             super().start(tp, offset)
 
     def committed(self, tps: Sequence[TP]) -> dict[TP, int | None]:
-        found = {
-            (self._names[t], p): offset
-            for t, p, offset in self._file.query(
-                "SELECT topic, partition, next_offset FROM offsets WHERE grp = ?", self._group
-            )
-            if t in self._names
-        }
-        return {tp: found.get(tp) for tp in tps}  # type: ignore[misc]
+        found = _offsets(self._file, self._group)
+        return {tp: found.get(tp) for tp in tps}
 
     def commit(self, outputs: Iterable[Output], offsets: dict[TP, int]) -> None:
         with self._file.transaction():
@@ -372,10 +399,7 @@ class SqliteMember(SqliteReader):
             if lost:
                 raise Fenced(f"{len(lost)} partitions have another owner now")
             self._file.insert(outputs)
-            self._file.db.executemany(
-                "INSERT INTO offsets VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET next_offset = excluded.next_offset",
-                [(self._group, self._file.topic(t)[0], p, offset) for (t, p), offset in offsets.items()],
-            )
+            self._file.commit_offsets(self._group, offsets)
 
     def close(self) -> None:
         """Leave the group: the leases are free at once."""

@@ -126,6 +126,15 @@ class Replay:
     def reader(self) -> Reader:
         return self._reader
 
+    def members(self, group: str) -> list[str]:
+        return []
+
+    def offsets(self, group: str, tps: Sequence[TP]) -> dict[TP, int]:
+        return {}
+
+    def set_offsets(self, group: str, offsets: dict[TP, int]) -> None:
+        """Nothing, as `commit`."""
+
     def close(self) -> None:
         """Nothing: the engine closes its seat after each run, and this one is used again."""
 
@@ -161,6 +170,11 @@ class SilentEngine:
     def applied(self) -> int:
         """How many records were applied since the start."""
         return self._engine.meter.counts["replayed"]
+
+    @property
+    def failed(self) -> int:
+        """How many records the processor could not take: they are missing, as dead letters are live."""
+        return self._engine.meter.counts["failed"]
 
     def run(self, ends: dict[TP, int]) -> None:
         """Apply everything up to these offsets; waits out outages. May be called again with later ones."""

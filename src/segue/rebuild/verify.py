@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
+import orjson
 import redis
 from msgspec import Struct, field
 
@@ -29,6 +30,7 @@ from segue.store.connect import connect, layout, reachable
 from segue.store.identity import IdentityIndex
 from segue.store.keys import Layout
 from segue.store.shards import Fence
+from segue.topics import IDENTITY
 from streams.resolve import committed
 
 _CHUNK = 200
@@ -260,16 +262,32 @@ def _compare_identity(
     pattern = f"segue:{place.epoch}:{{id*"
     claimed = set(scan(live, pattern))
     progress("identity", 0, len(claimed))
-    IdentityIndex(scratch, place).refill(committed(source))
+    IdentityIndex(scratch, place).refill(committed(source.read(IDENTITY)))
     for keys in _chunks(scan(scratch, pattern), _SCAN):
-        with reachable():
-            rebuilt: Any = scratch.mget(keys)
-            found: Any = live.mget(keys)
-        for key, one, other in zip(keys, rebuilt, found, strict=True):
+        for key, one, other in zip(keys, values(scratch, keys), values(live, keys), strict=True):
             claimed.discard(key)
             report.add("identity", difference(key, one, other))
         progress("identity", report.compared["identity"], report.compared["identity"] + len(claimed))
     report.unconfirmed = len(claimed)
+
+
+def values(client: redis.Redis, keys: list[str]) -> list[bytes | None]:
+    """What the keys hold; a hash as JSON, sorted by its fields."""
+    with reachable():
+        found: Any = client.mget(keys)
+        hashes = [key for key, raw in zip(keys, found, strict=True) if raw is None]
+        if hashes:
+            with client.pipeline(transaction=False) as pipe:
+                for key in hashes:
+                    pipe.hgetall(key)
+                fields = dict(zip(hashes, pipe.execute(), strict=True))
+            found = [raw if raw is not None else _as_json(fields[key]) for key, raw in zip(keys, found, strict=True)]
+    return list(found)
+
+
+def _as_json(fields: dict[bytes, bytes]) -> bytes | None:
+    named = {name.decode(): value.decode() for name, value in fields.items()}
+    return orjson.dumps(named, option=orjson.OPT_SORT_KEYS) if named else None
 
 
 def _chunks(keys: Iterator[str], size: int) -> Iterator[list[str]]:

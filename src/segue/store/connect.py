@@ -16,7 +16,7 @@ from redis.sentinel import Sentinel
 
 from segue.errors import SegueError, SettingsError, StoreUnavailable
 from segue.store.address import Address, parse
-from segue.store.keys import LAYOUT, Layout
+from segue.store.keys import HOLD, LAYOUT, Layout
 
 SENTINEL_S = 1.0
 """How long a Sentinel may take to answer before the next one is asked."""
@@ -110,20 +110,57 @@ def check(client: redis.Redis, refused: type[SegueError] = SettingsError) -> Non
         )
 
 
-def layout(client: redis.Redis, partitions: int | None = None) -> Layout:
+def present(client: redis.Redis) -> Layout | None:
+    """The layout record, if there is one."""
+    with reachable():
+        raw: Any = client.get(LAYOUT)
+    return None if raw is None else msgspec.json.decode(raw, type=Layout)
+
+
+def layout(client: redis.Redis, partitions: int | None = None, logged: Layout | None = None) -> Layout:
     """Read the layout record; with `partitions`, write it if there is none.
 
-    Raises SettingsError when the record says another number, or when there is none to read.
+    `logged` is the one that the log knows: Redis lost what is older than that, and is put right.
+    Raises SettingsError when there is none to read.
     """
-    with reachable():
-        if partitions is not None:
-            client.set(LAYOUT, msgspec.json.encode(Layout(partitions)), nx=True)
-        raw = client.get(LAYOUT)
-    if raw is None:
+    found = present(client)
+    first = Layout(partitions) if partitions is not None else None
+    if logged is not None and (found is None or found.epoch < logged.epoch):
+        with reachable():
+            client.set(LAYOUT, msgspec.json.encode(logged))
+    elif found is None and first is not None:
+        with reachable():
+            client.set(LAYOUT, msgspec.json.encode(first), nx=True)
+    else:
+        return _there(found)
+    return _there(present(client))
+
+
+def _there(found: Layout | None) -> Layout:
+    if found is None:
         raise SettingsError("SEGUE_REDIS: no Segue has run on this Redis yet (no segue:layout)")
-    found = msgspec.json.decode(raw, type=Layout)
-    if partitions is not None and found.partitions != partitions:
-        raise SettingsError(
-            f"SEGUE_PARTITIONS: {partitions}, but the contexts in Redis are laid out for {found.partitions}"
-        )
     return found
+
+
+def check_partitions(found: Layout, partitions: int) -> None:
+    """Raise SettingsError when the settings say another number than the layout."""
+    if found.partitions != partitions:
+        raise SettingsError(
+            f"SEGUE_PARTITIONS: {partitions}, but the contexts in Redis are laid out for {found.partitions}; "
+            f"set SEGUE_PARTITIONS={found.partitions}, or change the layout with `segue rebuild --partitions`"
+        )
+
+
+def held(client: redis.Redis) -> bool:
+    """Whether a rebuild holds processing."""
+    with reachable():
+        return bool(client.exists(HOLD))
+
+
+def stands(client: redis.Redis, place: Layout) -> bool:
+    """Whether `place` is the layout still, and no rebuild is about to replace it."""
+    with reachable(), client.pipeline(transaction=False) as pipe:
+        pipe.get(LAYOUT)
+        pipe.exists(HOLD)
+        raw, hold = pipe.execute()
+    return not hold and raw is not None and msgspec.json.decode(raw, type=Layout) == place

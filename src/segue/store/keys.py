@@ -9,15 +9,41 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from segue.core.partition import partition_of
+from segue.topics import INTERACTIONS
+
 LAYOUT = "segue:layout"
 METRICS = "segue:metrics"
+REBUILD = "segue:rebuild"
+"""The lock of a rebuild: one at a time."""
+HOLD = "segue:hold"
+"""While it stands, processors leave their groups and wait: a rebuild switches over."""
 
 
-class Layout(Struct, frozen=True):
+class Layout(Struct, frozen=True, omit_defaults=True):
     """How customers are spread: what a reader needs to find one. The value of `segue:layout`."""
 
     partitions: int
     epoch: int = 1
+    interactions: str = INTERACTIONS
+    """The topic that holds the interactions, by as many partitions."""
+    steps: int | None = None
+    """Partitions of `segue.journey-steps`, where they are not as many (docs/adr/0008)."""
+
+    @property
+    def step_partitions(self) -> int:
+        return self.steps or self.partitions
+
+    @property
+    def shards_at_most(self) -> int:
+        """Shards are numbered below this."""
+        return max(self.partitions, self.step_partitions)
+
+    def context_shard(self, customer_key: str) -> str:
+        return str(partition_of(customer_key.encode(), self.partitions))
+
+    def signals_shard(self, customer_key: str) -> str:
+        return str(partition_of(customer_key.encode(), self.step_partitions))
 
     def prefix(self, shard: str) -> str:
         return f"segue:{self.epoch}:{{{shard}}}:"

@@ -18,7 +18,6 @@ from msgspec import Raw, Struct
 
 from segue import metrics
 from segue.core.event import Identifier, Rejected
-from segue.core.partition import partition_of
 from segue.errors import StoreUnavailable
 from segue.metrics import Snapshot
 from segue.normalise import normalise
@@ -141,8 +140,8 @@ class Queries:
         Raises StoreUnavailable while Redis shows less than it showed before, and no owner has said so yet.
         """
         layout = yield from self.layout()
-        shard = str(partition_of(customer_key.encode(), layout.partitions))
-        fences = [layout.fence(shard, processor) for processor in ("context", "signals")]
+        context_shard, signals_shard = layout.context_shard(customer_key), layout.signals_shard(customer_key)
+        fences = [layout.fence(context_shard, "context"), layout.fence(signals_shard, "signals")]
         seen = [self._reached.get(fence, _NO_FENCE) for fence in fences]
         # The progress first: what it covers is then in the documents read after it.
         ask = self._ask_progress(layout)
@@ -150,8 +149,8 @@ class Queries:
             *ask,
             (
                 "MGET",
-                layout.document(shard, "ctx", customer_key),
-                layout.document(shard, "sig", customer_key),
+                layout.document(context_shard, "ctx", customer_key),
+                layout.document(signals_shard, "sig", customer_key),
                 *fences,
             ),
         ]
@@ -212,10 +211,13 @@ class Queries:
 
     def _take_progress(self, layout: Layout, found: list[Any]) -> None:
         """Of each processor, the shard that is furthest behind. resolve has a shard per event partition."""
-        laid_out = [str(partition).encode() for partition in range(layout.partitions)]
-        shards = {"resolve": found[len(PROCESSORS)]}
+        shards = {
+            "resolve": found[len(PROCESSORS)],
+            "context": _numbered(layout.partitions),
+            "signals": _numbered(layout.step_partitions),
+        }
         for processor, reported in zip(PROCESSORS, found, strict=False):
-            self._progress[processor] = _oldest(reported, shards.get(processor, laid_out))
+            self._progress[processor] = _oldest(reported, shards[processor])
         self._progress_until = time.monotonic() + PROGRESS_S
 
     def _fresh(self, *processors: str) -> Freshness:
@@ -227,6 +229,10 @@ def _less(found: Fence, seen: Fence) -> bool:
     """Whether a fence shows less than another did, with no new owner to answer for it."""
     same_topic = found is _NO_FENCE or found.topic_id == seen.topic_id
     return same_topic and found.next_offset < seen.next_offset and found.epoch <= seen.epoch
+
+
+def _numbered(count: int) -> list[bytes]:
+    return [str(shard).encode() for shard in range(count)]
 
 
 def _oldest(reported: dict[bytes, bytes], shards: Iterable[bytes]) -> int:

@@ -565,6 +565,7 @@ class Engine:
         wait = min(_BACKOFF_S[0] * 2 ** (self._failures - 1), _BACKOFF_S[1])
         log.warning("waiting", processor=self.processor.name, why=str(error), retry_in_s=wait)
         self.meter.counts["outages"] += 1
+        self._store.begin_anew()
         if self._member is not None:
             self._to_restore(self._member, list(self._shards))
             if isinstance(error, MemberLost):

@@ -224,6 +224,33 @@ def test_a_redis_that_failed_over_in_silence_is_noticed_by_the_next_report(tmp_p
         store.report({"0": 8}, b"{}", "me")
 
 
+def test_who_takes_over_again_after_a_failover_is_not_told_of_it_once_more(
+    tmp_path: Path,
+) -> None:
+    with EmbeddedValkey(tmp_path / "valkey", port=0) as valkey:
+        store = ShardStore(connect(valkey.url), PLACE, "context", "ctx")
+        store.take_over("0", TOPIC)
+        store.report({}, b"{}", "me")
+        valkey.kill()
+        valkey.start()
+        store.begin_anew()
+        store.take_over("0", TOPIC)
+        store.report({}, b"{}", "me")
+        valkey.kill()
+        valkey.start()
+        store.take_over("0", TOPIC)  # one shard alone: the others know nothing yet
+        with pytest.raises(WentBack):
+            store.report({}, b"{}", "me")
+
+
+def test_a_node_of_a_cluster_is_refused(tmp_path: Path) -> None:
+    with (
+        EmbeddedValkey(tmp_path / "valkey", port=0, options={"cluster-enabled": "yes"}) as node,
+        pytest.raises(SettingsError, match="Redis Cluster"),
+    ):
+        check(connect(node.url))
+
+
 def test_a_server_that_begins_to_evict_is_noticed_by_the_next_report(
     store: ShardStore, redis_client: redis.Redis
 ) -> None:

@@ -14,7 +14,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from segue.errors import SegueError, SettingsError, StoreUnavailable
+from segue.errors import SettingsError, StoreUnavailable
 from segue.store.address import Address, parse
 from segue.store.keys import HOLD, LAYOUT, Layout
 
@@ -99,15 +99,30 @@ def history(info: dict[str, Any]) -> str:
     return str(info["master_replid"])
 
 
-def check(client: redis.Redis, refused: type[SegueError] = SettingsError) -> None:
-    """Refuse a server that evicts: raises `refused`. Raises StoreUnavailable when it is away."""
+def check(client: redis.Redis) -> None:
+    """Refuse a server that cannot keep contexts. Raises SettingsError, StoreUnavailable."""
+    with reachable():
+        clustered = client.info("cluster").get("cluster_enabled")
+    if clustered:
+        raise SettingsError(
+            "SEGUE_REDIS: this is a node of a Redis Cluster, and Segue writes all partitions of a process at once; "
+            "name a single server, or its Sentinels"
+        )
+    fault = evicts(client)
+    if fault is not None:
+        raise SettingsError(fault)
+
+
+def evicts(client: redis.Redis) -> str | None:
+    """What is wrong with a server that evicts, None with one that does not. Raises StoreUnavailable."""
     with reachable():
         policy = client.info("memory").get("maxmemory_policy", "noeviction")
-    if policy != "noeviction":
-        raise refused(
-            f"SEGUE_REDIS: this server evicts keys (maxmemory-policy {policy}) and would lose contexts; "
-            "set maxmemory-policy noeviction"
-        )
+    if policy == "noeviction":
+        return None
+    return (
+        f"SEGUE_REDIS: this server evicts keys (maxmemory-policy {policy}) and would lose contexts; "
+        "set maxmemory-policy noeviction"
+    )
 
 
 def present(client: redis.Redis) -> Layout | None:

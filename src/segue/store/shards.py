@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from segue.errors import StoreUnavailable, WentBack
 from segue.metrics import FORGOTTEN_MS, decode
-from segue.store.connect import check, history, reachable
+from segue.store.connect import evicts, history, reachable
 from segue.store.keys import METRICS, Layout
 
 _MSET = 500
@@ -62,6 +62,8 @@ class ShardStore:
 
         Returns the fence as found (None for a shard never written), the bytes of the new one, the counters.
         """
+        if self._history is None:
+            self._look()
         key = self.layout.fence(shard, self.processor)
         with reachable():
             for _ in range(_TRIES):
@@ -80,6 +82,10 @@ class ShardStore:
                         continue
                     return found, fence, Counter(orjson.loads(stats) if stats else {})
         raise StoreUnavailable(f"the fence of shard {shard} changes all the time; is another Segue on this Redis?")
+
+    def begin_anew(self) -> None:
+        """All shards are about to be taken over again: whichever Redis answers now, they go on from that."""
+        self._history = None
 
     def _next(self, found: Fence | None, topic_id: str) -> bytes:
         if found is None:
@@ -182,7 +188,9 @@ class ShardStore:
 
     def _look(self) -> None:
         """Ask Redis who it is and whether it keeps what it is given."""
-        check(self._redis, StoreUnavailable)
+        fault = evicts(self._redis)
+        if fault is not None:
+            raise StoreUnavailable(fault)
         with reachable():
             found = history(self._redis.info("replication"))
         before, self._history = self._history, found

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bench.footprint import memory, restore
 from bench.latency import latency
+from bench.peers.run import peers, peers_latency
 from bench.report import Report, console
 from bench.speed import full, guarantee, throughput
 
@@ -28,6 +29,10 @@ def sections(given: argparse.Namespace) -> dict[str, list[Callable[[Report], Non
             "full": [partial(full, count=given.events, customers=many, hot=hot)],
             "guarantee": [partial(guarantee, count=given.events, customers=hot, repeat=given.repeat)],
             "restore": [partial(restore, count=given.events, customers=hot)],
+            "peers": [
+                partial(peers, count=given.events // 2, customers=hot),
+                partial(peers_latency, rate=given.peers_rate, seconds=given.seconds, customers=hot),
+            ],
             "memory": [partial(memory, customers=given.memory_customers)],
         }
     return found
@@ -35,7 +40,7 @@ def sections(given: argparse.Namespace) -> dict[str, list[Callable[[Report], Non
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    names = ("throughput", "full", "guarantee", "restore", "memory", "latency")
+    names = ("throughput", "full", "guarantee", "restore", "peers", "memory", "latency")
     parser.add_argument("--only", nargs="*", choices=names, default=names, help="sections; default: all")
     parser.add_argument("--stack", choices=("kafka", "embedded", "both"), default="both")
     parser.add_argument("--events", type=int, default=200_000, help="of each run")
@@ -44,6 +49,7 @@ def main() -> None:
     parser.add_argument("--memory-customers", type=int, default=1_000_000, help="seen (memory)")
     parser.add_argument("--repeat", type=int, default=3, help="of each variant (guarantee)")
     parser.add_argument("--rates", type=int, nargs="*", default=[1000, 2000, 5000], help="events per second (latency)")
+    parser.add_argument("--peers-rate", type=int, default=3000, help="events per second of the peers' latency")
     parser.add_argument("--seconds", type=int, default=20, help="of each paced run (latency)")
     parser.add_argument("--json", type=Path, default=Path("build/bench.json"), help="where the figures are written")
     given = parser.parse_args()

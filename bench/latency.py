@@ -100,6 +100,7 @@ def _sender(settings: Settings) -> tuple[Callable[[Iterator[Output]], None], Cal
     producer = Producer(
         {
             "bootstrap.servers": settings.kafka,
+            "log_level": 2,
             "enable.idempotence": True,
             "linger.ms": 2,
             "partitioner": "murmur2_random",

@@ -70,8 +70,8 @@ def shown(cell: Cell) -> str:
 
 
 @contextmanager
-def progress() -> Iterator[Progress]:
+def progress(quiet: bool = False) -> Iterator[Progress]:
     """A bar while something long runs; it goes away when done, and on a file nothing is drawn."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bars:
         yield bars

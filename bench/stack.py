@@ -6,8 +6,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -28,7 +29,8 @@ from tests.support.processes import environment
 SERVER_JVM = ("-Xms768m", "-Xmx768m", "-XX:+UseSerialGC")
 """The broker with its optimising compiler on, as in production."""
 
-PATIENCE_S = 1800
+PATIENCE_S = 180.0
+"""How long a measured process may say nothing."""
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 Found = dict[str, float]
@@ -77,22 +79,28 @@ class Stack:
     def worker(self, what: str, count: int, *, settings: Settings | None = None, **options: object) -> Found:
         """Run `bench.worker` and return what it measured. `settings` instead of the stack's own; `options` are its."""
         more = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-        command = [sys.executable, "-m", "bench.worker", what, str(count), *more]
-        return self.run(what, command, count, environment(settings or self.settings))
+        return self.run(what, worker_command(what, count, *more), count, environment(settings or self.settings))
 
-    def run(self, label: str, command: Sequence[str], count: int, env: Mapping[str, str] | None = None) -> Found:
-        """Run a process that prints JSON lines: `{"done": n}` on its way, `{"warm": n}` once, its result at the end."""
+    def run(
+        self, label: str, command: Sequence[str], count: int, env: Mapping[str, str] | None = None, quiet: bool = False
+    ) -> Found:
+        """Run a process that prints JSON lines: `{"done": n}` on its way, `{"warm": n}` once, its result at the end.
+
+        `quiet`: without a bar. Raises RunFailed.
+        """
         found: Found = {}
         warm: tuple[float, float] | None = None
         said: list[str] = []
         with (
             tempfile.TemporaryFile() as errors,
             subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=errors, text=True) as child,
-            progress() as bars,
+            progress(quiet) as bars,
+            _ended_when_silent(child) as heard,
         ):
             task = bars.add_task(f"{self.kind}: {label}", total=count)
             try:
                 for line in child.stdout or ():
+                    heard()
                     said = [*said[-20:], line]
                     if not line.startswith("{"):
                         continue
@@ -112,6 +120,31 @@ class Stack:
 
     def _servers_cpu_s(self) -> float:
         return sum(_cpu_s(pid) for pid in self.servers)
+
+
+def worker_command(what: str, count: int, *options: str) -> list[str]:
+    """How `bench.worker` is called."""
+    return [sys.executable, "-m", "bench.worker", what, str(count), *options]
+
+
+@contextmanager
+def _ended_when_silent(child: subprocess.Popen[str]) -> Iterator[Callable[[], None]]:
+    """Kill the child when it says nothing for too long. Gives a function to call at each thing it says."""
+    last, over = [time.monotonic()], threading.Event()
+
+    def heard() -> None:
+        last[0] = time.monotonic()
+
+    def watch() -> None:
+        while not over.wait(1):
+            if time.monotonic() > last[0] + PATIENCE_S:
+                child.kill()
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield heard
+    finally:
+        over.set()
 
 
 def _cpu_s(pid: int) -> float:

@@ -3,6 +3,7 @@
 The cache is ``~/.cache/segue-tests/kafka-<version>``, or that folder under ``SEGUE_TEST_CACHE``.
 """
 
+import hashlib
 import os
 import re
 import shutil
@@ -42,19 +43,33 @@ def find_java() -> str:
     return java
 
 
-def fetch_jars() -> Path:
-    """The folder with the jars, fetched by Maven when it is not there. Raises ``KafkaUnavailable``.
+def find_javac() -> str:
+    """The compiler beside ``find_java``. Raises ``KafkaUnavailable`` where only a runtime is installed."""
+    beside = Path(find_java()).with_name("javac")
+    found = str(beside) if beside.exists() else shutil.which("javac")
+    if found is None:
+        raise KafkaUnavailable("no javac on PATH (a Java runtime, not a development kit)")
+    return found
+
+
+def cache_folder() -> Path:
+    """Where what was fetched or compiled stays."""
+    return Path(os.environ.get("SEGUE_TEST_CACHE") or "~/.cache/segue-tests").expanduser().resolve()
+
+
+def fetch_jars(pom: Path = POM) -> Path:
+    """The folder with the jars that a POM lists, fetched by Maven when it is not there. Raises ``KafkaUnavailable``.
 
     The folder appears under its name only when it is complete. So an interrupted run leaves no
     half of it, and of several runs at once the first one fetches and the others wait.
     """
-    root = Path(os.environ.get("SEGUE_TEST_CACHE") or "~/.cache/segue-tests").expanduser().resolve()
-    jars = root / f"kafka-{kafka_version()}"
+    root = cache_folder()
+    jars = root / _folder_name(pom)
     if jars.exists():
         return jars
     maven = shutil.which("mvn")
     if maven is None:
-        raise KafkaUnavailable("no mvn on PATH to fetch Kafka's jars with")
+        raise KafkaUnavailable("no mvn on PATH to fetch jars with")
     import fcntl  # not on Windows; there neither does the broker's stopping and pausing exist
 
     root.mkdir(parents=True, exist_ok=True)
@@ -63,14 +78,20 @@ def fetch_jars() -> Path:
         if not jars.exists():
             with tempfile.TemporaryDirectory(prefix=f"{jars.name}.", dir=root) as unfinished:
                 complete = Path(unfinished) / "jars"
-                _copy_dependencies(maven, complete)
+                _copy_dependencies(maven, pom, complete)
                 complete.rename(jars)
     return jars
 
 
-def _copy_dependencies(maven: str, target: Path) -> None:
+def _folder_name(pom: Path) -> str:
+    if pom == POM:
+        return f"kafka-{kafka_version()}"
+    return f"{pom.parent.name}-{hashlib.sha256(pom.read_bytes()).hexdigest()[:8]}"
+
+
+def _copy_dependencies(maven: str, pom: Path, target: Path) -> None:
     goal = ["dependency:copy-dependencies", f"-DoutputDirectory={target}"]
-    command = [maven, "-q", "-B", "-Dstyle.color=never", "-f", str(POM), *goal]
+    command = [maven, "-q", "-B", "-Dstyle.color=never", "-f", str(pom), *goal]
     try:
         subprocess.run(
             command,
@@ -82,10 +103,10 @@ def _copy_dependencies(maven: str, target: Path) -> None:
             timeout=_DOWNLOAD_TIMEOUT_S,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise KafkaUnavailable(f"mvn did not fetch Kafka's jars: {error}") from error
+        raise KafkaUnavailable(f"mvn did not fetch the jars of {pom.parent.name}: {error}") from error
     except subprocess.CalledProcessError as error:
         said = next((line for line in error.stdout.splitlines() if "ERROR" in line), error.stdout)
-        raise KafkaUnavailable(f"mvn could not fetch Kafka's jars: {said.strip()}") from error
+        raise KafkaUnavailable(f"mvn could not fetch the jars of {pom.parent.name}: {said.strip()}") from error
 
 
 def kafka_version() -> str:

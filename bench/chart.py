@@ -1,4 +1,4 @@
-"""Bars of the peers from a report, as a picture for the docs: `python -m bench.chart build/bench.json docs/peers.svg`."""
+"""Bars of the peers from a report, as a picture: `python -m bench.chart build/bench.json docs/peers.svg`."""
 
 from __future__ import annotations
 

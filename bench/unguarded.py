@@ -16,7 +16,7 @@ from segue.log import kafka
 from segue.log.kafka_member import KafkaMember, produce
 from segue.log.port import TP, Output
 from segue.store.connect import reachable
-from segue.store.shards import ShardStore, Write
+from segue.store.shards import ShardStore, Write, _told
 from segue.topics import MAX_RECORD_BYTES
 
 
@@ -44,11 +44,9 @@ class PlainMember(KafkaMember):
 
 
 def plain_write(store: ShardStore, writes: list[Write]) -> Sequence[str]:
-    """`ShardStore.write` with no condition and no MULTI."""
-    with reachable(), store._redis.pipeline(transaction=False) as pipe:
-        for write in writes:
-            store._queue(pipe, write)
-        pipe.execute()
+    """`ShardStore.write` with no condition and no MULTI: one round trip."""
+    with reachable(), store._connection() as connection:
+        _told(connection, [command for write in writes for command in store._commands(write)])
     return []
 
 

@@ -20,6 +20,7 @@ LAYERS = [
     {"segue.engine", "segue.transports"},
     {"segue.client"},
     {"streams.resolve", "streams.context", "streams.signals", "streams"},
+    {"segue.faults"},
     {"segue.runtime"},
     {"segue.up", "segue.rebuild", "segue.api", "segue.importer", "segue.agents", "segue.schemas_tool"},
     {"segue.demo", "streams.complaints"},

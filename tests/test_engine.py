@@ -20,7 +20,7 @@ from segue.core.context import Policy
 from segue.core.event import Identifier
 from segue.core.interaction import Entry, Interaction
 from segue.engine import Engine
-from segue.errors import Fenced, StoreUnavailable
+from segue.errors import Fenced, MemberLost, StoreUnavailable
 from segue.log.port import TP, Member, Output
 from segue.log.sqlite import SqliteLog
 from segue.metrics import FORGOTTEN_MS, Snapshot, decode
@@ -314,3 +314,30 @@ def test_the_metrics_of_processes_long_gone_are_dropped(log: SqliteLog, redis_cl
     run(log, Faulty(redis_client), turns=20)
     left = {name.decode() for name in redis_client.hkeys(METRICS)}  # type: ignore[union-attr]
     assert left == {"context:late", "context:one"}
+
+
+def test_a_lost_seat_is_left_before_anything_else_is_asked_of_it(log: SqliteLog, redis_client: redis.Redis) -> None:
+    """A client that fails for good may hang at the next call; its partitions are restored by the next seat."""
+    asked: list[str] = []
+    join = log.join
+
+    def joined(*given: Any) -> Any:
+        member = join(*given)
+        commit, pause, close = member.commit, member.pause, member.close
+
+        def lost(outputs: Any, offsets: Any) -> None:
+            if outputs and not asked:
+                asked.append("commit")
+                raise MemberLost("the broker forgot us")
+            commit(outputs, offsets)
+
+        member.commit = lost
+        member.pause = lambda tp: (asked.append("pause"), pause(tp))
+        member.close = lambda: (asked.append("close"), close())
+        return member
+
+    log.join = joined  # type: ignore[method-assign]
+    log.append(interactions(400))
+    run(log, Faulty(redis_client), turns=3000)
+    assert asked[:2] == ["commit", "close"]
+    assert_exactly_once(log, redis_client, 400)

@@ -14,6 +14,7 @@ from pathlib import Path
 import orjson
 import pytest
 import redis
+from confluent_kafka.admin import AdminClient
 
 from segue import runtime
 from segue.embedded.valkey import EmbeddedValkey
@@ -173,3 +174,24 @@ def test_the_broker_away_at_start_is_waited_for(kafka_broker: KafkaBroker, tmp_p
             eventually(lambda: runtime.open_log(settings).partitions(SIGNALS), 30, "the topics")
             runtime.open_log(settings).append([event(n) for n in range(100)])
             assert_exactly_once(settings, client, 100)
+
+
+def test_a_process_with_a_name_takes_its_seat_again_after_a_kill(kafka_broker: KafkaBroker, tmp_path: Path) -> None:
+    """One with a new name would wait until the broker gives its dead predecessor up."""
+    bootstrap = without_topics(kafka_broker.bootstrap)
+    admin = AdminClient({"bootstrap.servers": bootstrap})
+
+    def seats() -> list[str | None]:
+        group = admin.describe_consumer_groups(["segue.context"])["segue.context"].result(10)
+        return [member.group_instance_id for member in group.members if member.assignment.topic_partitions]
+
+    with EmbeddedValkey(tmp_path / "valkey") as valkey:
+        settings = Settings(data_dir=tmp_path, redis=valkey.url, kafka=bootstrap, partitions=4, event_partitions=2)
+        with Processes(settings) as processes, redis.Redis.from_url(valkey.url) as client:
+            processes.start("resolve", "context.1", "signals")
+            eventually(lambda: seats() == ["1"], 60, "a seat by name")
+            processes.kill("context.1")
+            processes.start("context.1")
+            runtime.open_log(settings).append([event(n) for n in range(100)])
+            assert_exactly_once(settings, client, 100)
+            assert seats() == ["1"]

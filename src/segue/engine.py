@@ -567,8 +567,11 @@ class Engine:
         self.meter.counts["outages"] += 1
         self._store.begin_anew()
         if self._member is not None:
-            self._to_restore(self._member, list(self._shards))
-            if isinstance(error, MemberLost):
+            if not isinstance(error, MemberLost):
+                self._to_restore(self._member, list(self._shards))
+            else:
+                for tp in list(self._shards):
+                    self._drop(tp)
                 self._member.close()
                 self._member = None
                 for kept in (self._waiting, self._stops, self._rejections, self._faulty, self._moved):

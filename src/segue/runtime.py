@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import logging
+import os
 import sys
 import time
 import uuid
@@ -16,7 +18,7 @@ import msgspec
 import redis
 import structlog
 
-from segue import topics
+from segue import faults, topics
 from segue.core.rules import RuleBook
 from segue.engine import Engine, Processor
 from segue.errors import LogUnavailable, SettingsError, StoreUnavailable
@@ -30,6 +32,8 @@ from segue.store.shards import ShardStore
 
 T = TypeVar("T")
 
+STUCK_S = 300.0
+"""As long as a Kafka group waits for a member that does not poll: then its partitions are gone anyway."""
 PROCESSORS = ("resolve", "context", "signals")
 _HELD_S = 0.1
 
@@ -54,7 +58,7 @@ def open_log(settings: Settings) -> Log:
     if settings.kafka is not None:
         from segue.log.kafka import KafkaLog
 
-        return KafkaLog(settings.kafka, settings.kafka_options, settings.replication)
+        return KafkaLog(settings.kafka, settings.kafka_options, settings.replication, settings.instance is not None)
     from segue.log.sqlite import SqliteLog
 
     return SqliteLog(settings.data_dir / "log.sqlite", settings.embedded_sync == "full")
@@ -192,7 +196,27 @@ def build_engine(
         limit=settings.limit, stands=lambda: stands(client, found),
     )  # fmt: skip
     engine.meter = meter or engine.meter
+    faults.install(engine, os.environ)
     return engine
+
+
+def watched(stop: Callable[[], bool]) -> Callable[[], bool]:
+    """`stop`, and a watchdog that is put off when it is asked, as every round does.
+
+    A native call that never returns would hold its partitions for good. So the process says where it stands still,
+    and ends; who supervises it starts it again.
+    """
+    due = 0.0
+
+    def ask() -> bool:
+        nonlocal due
+        now = time.monotonic()
+        if now >= due:
+            faulthandler.dump_traceback_later(STUCK_S, exit=True)
+            due = now + 1
+        return stop()
+
+    return ask
 
 
 def run(
@@ -207,7 +231,7 @@ def run(
         gc.freeze()
         gc.set_threshold(100_000, 50, 1000)
 
-    keep_running(name, settings, stop, built)
+    keep_running(name, settings, watched(stop), built)
 
 
 def keep_running(

@@ -13,8 +13,9 @@ To add a row, write a function in a module of `tests/chaos/rows/` (and name the 
             run.healed()                   # measures the time until all that was acknowledged is readable
 
 `Run` has the tools: `fleet` (start, kill, stop, pause, resume processes named `context.1`), `broker`, `valkey`, `rng`,
-`later(close)` for clean-up. What a row returns from is judged: the harness ends the load, waits for the drain, reads
-topics and Redis, and compares (`oracle.judge`). `expect(...)` adds a condition of the row's own.
+`says(words)` counts lines of the processes' logs, `later(close)` cleans up. What a row returns from is judged: the
+harness ends the load, waits for the drain, reads topics and Redis, and compares (`oracle.judge`). `expect(...)` adds
+a condition of the row's own.
 """
 
 from __future__ import annotations
@@ -76,6 +77,7 @@ class Row:
     fleet: tuple[str, ...]
     settings: dict[str, Any]
     heals_within_s: float
+    of_the_matrix: bool = True
 
 
 ROWS: dict[str, Row] = {}
@@ -88,13 +90,14 @@ def row(
     load: Load = BASE,
     fleet: Sequence[str] = FLEET,
     heals_within_s: float = 10.0,
+    of_the_matrix: bool = True,
     **settings: Any,
 ) -> Callable[[Callable[[Run], None]], Callable[[Run], None]]:
     """Enter a function into the matrix. `settings` are Segue's, for this row."""
 
     def enter(do: Callable[[Run], None]) -> Callable[[Run], None]:
         assert name not in ROWS, f"two rows named {name}"
-        ROWS[name] = Row(name, title, do, load, tuple(fleet), settings, heals_within_s)
+        ROWS[name] = Row(name, title, do, load, tuple(fleet), settings, heals_within_s, of_the_matrix)
         return do
 
     return enter
@@ -122,6 +125,7 @@ class Result:
     def line(self) -> str:
         """One line for one row."""
         v, counts = self.verdict, " ".join(f"{name} {count}" for name, count in self.counts.items())
+        counts += f" retries outside the window {v.outside}" if v.outside else ""
         heal = "-" if v.heal_s is None else f"{v.heal_s:.1f} s"
         p99 = "-" if v.p99_ms is None else f"{v.p99_ms:.0f} ms"
         return (
@@ -180,8 +184,11 @@ class World:
         directory.mkdir()
         began = time.monotonic()
         with Run(self, row, directory, seed, quick, unsafe, load) as run:
-            row.do(run)
-            verdict = run.conclude(replay)
+            try:
+                row.do(run)
+                verdict = run.conclude(replay)
+            except (AssertionError, TimeoutError) as error:  # the row cannot go on; others can
+                verdict = Verdict(events=run.ledger.total, notes=[str(error)])
         return Result(row, verdict, run.counts, time.monotonic() - began)
 
 
@@ -230,7 +237,7 @@ class Run:
             )
         )
         self._unsafe = {} if unsafe is None else {"SEGUE_TEST_UNSAFE": unsafe}
-        parts = ({"rate": 200, "customers": 400} if quick else {}) | load
+        parts = ({"rate": 100, "customers": 200} if quick else {}) | load
         self.traffic = Traffic(Load(**(row.load.__dict__ | parts)), seed)
         self.sender = Sender(world.broker.bootstrap, self.traffic, self.ledger)
         self.store = Store(world.valkey.url)
@@ -239,6 +246,10 @@ class Run:
         self._notes: list[str] = []
         self._heals: list[float] = []
         self._readers: Readers | None = None
+        self.replayable = True
+        """Whether the log still holds all that the state was made of."""
+        self.earlier: list[Observed] = []
+        """What topics held that are no more."""
         self.calm: list[tuple[float, float]] = []
         """Spans of time (monotonic) whose latency counts; by default none."""
 
@@ -250,9 +261,9 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if self._readers is not None:
-            self._readers.close()
-        self._stack.close()
+        with self._stack:
+            if self._readers is not None:
+                self._readers.close()
 
     # --- what rows use
 
@@ -272,13 +283,24 @@ class Run:
         """
         self.fleet.start(*self.row.fleet, more=self._unsafe | more)
         self.sender.start()
-        eventually(lambda: self.store.documents_there() >= 20, 60, "the first contexts")
+        eventually(self._going, 90, "the first contexts")
         self._wait_readable(self.ledger.snapshot(), time.monotonic())
         self._readers = Readers(self.store, self.watch)
+
+    def _going(self) -> bool:
+        self.sender.check()
+        ended = self.fleet.ended()
+        assert not ended, f"processes ended while starting, see their logs: {ended}"
+        return self.store.documents_there() >= 20
 
     def up(self, name: str, **more: str) -> None:
         """Start one process again, as `start` did; without the fail point of `start` unless named again."""
         self.fleet.start(name, more=self._unsafe | more)
+
+    def ready(self, name: str) -> None:
+        """Wait until a process reports that it works, as whoever restarts a deployment does."""
+        since = time.time()
+        eventually(lambda: self.store.reported(name) > since, 60, f"{name} at work")
 
     def count(self, what: str, more: int = 1) -> None:
         """Count a fault for the row's line."""
@@ -296,6 +318,23 @@ class Run:
         began = time.monotonic()
         time.sleep(seconds)
         self.calm.append((began, time.monotonic()))
+
+    def says(self, words: str) -> int:
+        """How many lines of all the processes' logs hold these words."""
+        lines = (line for path in self.settings.data_dir.glob("*.log") for line in path.open(errors="replace"))
+        return sum(1 for line in lines if words in line)
+
+    def restart_those_that_ended(self, **more: str) -> list[str]:
+        """Start again what ended by itself. An exit with an error of its own makes the row red."""
+        ended = self.fleet.ended()
+        for name, code in ended.items():
+            self.expect(code < 0, f"{name} ended by itself with code {code}")
+            self.up(name, **more)
+        return list(ended)
+
+    def worst_ms(self) -> float:
+        """The longest that an event waited to be readable, of the customers watched."""
+        return self.watch.quantile_ms(self.ledger, 1.0, [(0.0, float("inf"))]) or 0.0
 
     def expect(self, true: bool, otherwise: str) -> None:
         """A condition of the row's own; the row is red without it."""
@@ -323,6 +362,8 @@ class Run:
 
     def conclude(self, replay: bool) -> Verdict:
         """End the load, wait for the drain, judge; and, if asked, empty Redis and see that a replay gives the same."""
+        for name, code in self.fleet.ended().items():
+            self.expect(False, f"{name} ended by itself with code {code}")
         self.sender.finish()
         self._wait_readable(self.ledger.snapshot(), time.monotonic())
         seen = self._drained()
@@ -332,14 +373,14 @@ class Run:
         verdict = judge(self.ledger, seen)
         verdict.raise_to("regressions", len(self.watch.regressions), "; ".join(self.watch.regressions[:3]))
         verdict.rewinds = len(self.watch.rewinds)
-        verdict.p99_ms = self.watch.p99_ms(self.ledger, self.calm)
+        verdict.p99_ms = self.watch.quantile_ms(self.ledger, 0.99, self.calm)
         if self._heals:
             verdict.heal_s = max(self._heals)
-            self.expect(
-                verdict.heal_s <= self.row.heals_within_s,
+            self.expect(  # a quick run is no measurement
+                self.quick or verdict.heal_s <= self.row.heals_within_s,
                 f"healed in {verdict.heal_s:.1f} s, not within {self.row.heals_within_s:g} s",
             )
-        if replay:
+        if replay and self.replayable:
             self._replay(seen)
         verdict.notes += self._notes
         return verdict
@@ -349,15 +390,18 @@ class Run:
         until = time.monotonic() + DRAIN_S
         topics = Topics(self.broker.bootstrap)
         while True:
-            steps = topics.steps()
-            want = expected_of(self.ledger, steps)
-            have = topics.signals()
-            if len({signal["signal_id"] for signal in have}) >= want or time.monotonic() > until:
-                break
+            seen = self.observe(topics)
+            for before in self.earlier:
+                seen.interactions += before.interactions
+            have = len({signal["signal_id"] for signal in seen.signals})
+            if have >= expected_of(self.ledger, seen.steps) or time.monotonic() > until:
+                return seen
             time.sleep(0.2)
-        return Observed(
-            topics.interactions(), steps, have, topics.letters(), self.store.documents(), self.store.stats()
-        )
+
+    def observe(self, topics: Topics) -> Observed:
+        """What the topics and Redis hold now."""
+        steps, signals, documents = topics.steps(), topics.signals(), self.store.documents()
+        return Observed(topics.interactions(), steps, signals, topics.letters(), documents, self.store.stats())
 
     def _replay(self, seen: Observed) -> None:
         """Invariant of all: an empty Redis, filled from the log, holds the same documents, and nothing is emitted."""
@@ -381,7 +425,7 @@ def expected_of(ledger: Ledger, steps: list[Step]) -> int:
     applied: dict[str, list[Any]] = {}
     known: set[str] = set()
     for step in steps:
-        event = ledger.events.get(step.event_id)
+        event = ledger.believed(step.event_id)
         if event is not None and event.id not in known:
             known.add(event.id)
             applied.setdefault(event.customer, []).append(event)
@@ -472,6 +516,18 @@ class Store:
             raw: Any = self.client.get(key)
             total.update(orjson.loads(raw))
         return total
+
+    def epochs(self, processor: str) -> dict[bytes, int]:
+        """The owner epochs of a processor's shards."""
+        keys: Any = self.client.keys(f"segue:*:fence:{processor}")
+        raws: Any = self.client.mget(keys)
+        return {key: orjson.loads(raw)["epoch"] for key, raw in zip(keys, raws, strict=True)}
+
+    def reported(self, name: str) -> float:
+        """When (s since 1970) a process reported last that it has partitions."""
+        raw: Any = self.client.hget("segue:metrics", name.replace(".", ":"))
+        found = orjson.loads(raw) if raw else {}
+        return found["at_ms"] / 1000 if found.get("owned") else 0.0
 
     def behind(self, want: dict[str, int]) -> int:
         """How many customers have fewer revisions than wanted."""

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -42,6 +43,8 @@ class Load:
     """Of one customer, named `hot`."""
     bad: float = 0.0
     """Records that nobody can use."""
+    age_ms: int = 20 * DAY
+    """How long ago the customers' clocks say it is; long, so that a visit later on is not in the future."""
     skew: Callable[[str], int] = lambda channel: 0
     """How far a channel's clock is ahead, in ms."""
 
@@ -106,7 +109,7 @@ class Traffic:
         return f"u{low}"
 
     def _now(self) -> int:
-        return time.time_ns() // 1_000_000 - 20 * DAY
+        return time.time_ns() // 1_000_000 - self.load.age_ms
 
     @property
     def _bad(self) -> Iterator[Bad]:
@@ -166,6 +169,9 @@ class Sender(threading.Thread):
         super().__init__(name="sender", daemon=True)
         self.ledger, self.traffic = ledger, traffic
         self._over = threading.Event()
+        self._resting, self._rests = threading.Event(), threading.Event()
+        self.offsets_from = 0
+        """Added to offsets: those of a topic made anew come after all of its predecessor's."""
         self._busy: dict[str, tuple[str, int]] = {}
         self._error: BaseException | None = None
         self._producer = Producer(
@@ -186,23 +192,45 @@ class Sender(threading.Thread):
             start, sent = time.monotonic(), 0
             while not self._over.is_set():
                 due = int((time.monotonic() - start) * self.traffic.load.rate)
-                for _ in range(due - sent):
-                    self._send(self.traffic.next(self._channel_in_use))
+                if self._resting.is_set():
+                    self._flush()
+                    self._rests.set()
+                else:
+                    for _ in range(due - sent):
+                        self._send(self.traffic.next(self._channel_in_use))
                 sent = due
                 self._producer.poll(_TICK_S)
         except BaseException as error:
             self._error = error
 
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """Nothing is sent meanwhile, and nothing is on its way."""
+        self._rests.clear()
+        self._resting.set()
+        assert self._rests.wait(60), "the sender does not rest"
+        yield
+        self._resting.clear()
+
+    def large(self, size: int) -> None:
+        """Send a record of about `size` bytes, which is too large to be an event."""
+        value = encode(Event("large", "large", "web", 1_767_600_000_000))[:-1] + b',"extra":"' + b"x" * size + b'"}'
+        self._send(Bad(b"large", value, "too_large"))
+
     def finish(self, last_for: int = 200) -> None:
         """Stop, and let every partition end with events that give a signal: those tell that all is through."""
         self._over.set()
         self.join(60)
-        if self._error is not None:
-            raise self._error
+        self.check()
         self._flush()
         for customer in list(self.ledger.distinct)[:last_for]:
             self._send(self.traffic.event(customer, poor=True))
         self._flush()
+
+    def check(self) -> None:
+        """Raise what ended the sender, if anything did."""
+        if self._error is not None:
+            raise self._error
 
     def _flush(self) -> None:
         left = self._producer.flush(200)
@@ -239,16 +267,16 @@ class Sender(threading.Thread):
         else:
             self._busy[event.customer] = (channel, count - 1)
         if error is None:
-            self.ledger.acked(event, _ack(message))
+            self.ledger.acked(event, self._ack(message))
         else:
             self.ledger.failed += 1
 
     def _bad_done(self, bad: Bad, error: KafkaError | None, message: Message) -> None:
         if error is None:
-            self.ledger.refused(bad, _ack(message))
+            self.ledger.refused(bad, self._ack(message))
         else:
             self.ledger.failed += 1
 
-
-def _ack(message: Message) -> Ack:
-    return Ack(message.topic(), message.partition(), message.offset(), message.timestamp()[1], time.monotonic())
+    def _ack(self, message: Message) -> Ack:
+        offset = message.offset() + self.offsets_from
+        return Ack(message.topic(), message.partition(), offset, message.timestamp()[1], time.monotonic())

@@ -15,10 +15,11 @@ long waits) are written here a second time, from the documentation. Times are mi
 from __future__ import annotations
 
 import threading
-from bisect import bisect_right
+from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 MINUTE = 60_000
@@ -27,7 +28,8 @@ GRACE = 10 * MINUTE
 DAY = 24 * 60 * MINUTE
 TIMELINE = 50
 SESSIONS = 10
-SIGNALS = 20
+WINDOW = 512
+"""A retry is recognised within so many events of its customer; one that comes later counts as new."""
 
 
 class Event(NamedTuple):
@@ -93,6 +95,14 @@ class Ledger:
         with self._lock:
             self.bad[ack.topic, ack.partition, ack.offset] = bad
 
+    def believed(self, event_id: str) -> Event | None:
+        """An event with the time that counts: one that lies in the future is that of its receipt."""
+        event, acks = self.events.get(event_id), self.acks.get(event_id)
+        if event is None or not acks:
+            return event
+        received = min(acks, key=lambda ack: ack.offset).append_ms
+        return event if event.time_ms <= received + 5 * MINUTE else event._replace(time_ms=received)
+
     def snapshot(self) -> dict[str, int]:
         """How many events of each customer are acknowledged now."""
         with self._lock:
@@ -145,6 +155,8 @@ class Verdict:
     unexpected: int = 0
     repeated: int = 0
     regressions: int = 0
+    outside: int = 0
+    """Retries beyond the window of event ids, which are applied again, as documented."""
     rewinds: int = 0
     """Revisions that fell together with a new epoch: a Redis that lost writes, seen by a reader."""
     heal_s: float | None = None
@@ -198,19 +210,24 @@ def _resolved(ledger: Ledger, seen: Observed, verdict: Verdict) -> None:
 
 def _applied(ledger: Ledger, seen: Observed, verdict: Verdict) -> dict[str, list[Event]]:
     """Each customer's events in the order of their revisions, from the journey steps."""
-    times = Counter(step.event_id for step in seen.steps)
-    lost = [i for i in ledger.acks if i not in times]
-    strange = [i for i in times if i not in ledger.events]
-    again = {i: n - 1 for i, n in times.items() if n > 1}
+    revisions: dict[str, list[int]] = defaultdict(list)
+    for step in seen.steps:
+        revisions[step.event_id].append(step.revision)
+    lost = [i for i in ledger.acks if i not in revisions]
+    strange = [i for i in revisions if i not in ledger.events]
+    again = {i: at for i, at in revisions.items() if len(at) > 1}
+    outside = [i for i, at in again.items() if min(b - a for a, b in pairwise(sorted(at))) > WINDOW]
+    twice = [i for i in again if i not in outside]
+    verdict.outside = len(outside)
     verdict.raise_to("lost", len(lost), f"events without a step: {some(lost)}")
-    verdict.raise_to("over", sum(again.values()), f"events with several steps: {some(again)}")
+    verdict.raise_to("over", len(twice), f"several steps: {some(_story(ledger, seen, i) for i in twice)}")
     verdict.raise_to("over", len(strange), f"steps of events that nobody sent: {some(strange)}")
     applied: dict[str, list[Event]] = defaultdict(list)
     keys: dict[str, set[str]] = defaultdict(set)
     last: Counter[str] = Counter()
     broken: Counter[str] = Counter()
     for step in seen.steps:
-        event = ledger.events.get(step.event_id)
+        event = ledger.believed(step.event_id)
         if event is None:
             continue
         keys[event.customer].add(step.customer_key)
@@ -225,17 +242,28 @@ def _applied(ledger: Ledger, seen: Observed, verdict: Verdict) -> dict[str, list
     return applied
 
 
+def _story(ledger: Ledger, seen: Observed, event_id: str) -> str:
+    """All that is known of one event, for whoever looks into it."""
+    revisions = [step.revision for step in seen.steps if step.event_id == event_id]
+    event, acks = ledger.events.get(event_id), ledger.acks.get(event_id, [])
+    return (
+        f"{event_id} of {event and event.customer} on {event and event.channel}, sent {ledger.tries[event_id]} times, "
+        f"taken in {[(ack.offset, ack.append_ms) for ack in acks]}, resolved {seen.interactions[event_id]} times, "
+        f"applied as {revisions}"
+    )
+
+
 def _order(ledger: Ledger, applied: dict[str, list[Event]], verdict: Verdict) -> None:
     """Within a channel as the partition has it; of one append time, by event time is right too."""
     wrong, crossed = [], []
     for events in applied.values():
         newest: dict[str, tuple[Ack, Event]] = {}
         high = 0
-        for event in events:
+        for event in dict.fromkeys(events):
             acks = ledger.acks.get(event.id)
             if acks is None:
                 continue
-            ack = acks[0]
+            ack = min(acks, key=lambda each: each.offset)
             if event.channel in newest:
                 before, earlier = newest[event.channel]
                 tied = before.append_ms == ack.append_ms and earlier.time_ms <= event.time_ms
@@ -352,7 +380,7 @@ def all_expected(applied: dict[str, list[Event]]) -> Counter[tuple[str, str, str
 
 
 def _signals(seen: Observed, applied: dict[str, list[Event]], verdict: Verdict) -> None:
-    want = all_expected(applied)
+    want = Counter(all_expected(applied).keys())  # a retry outside the window completes the same signal again
     by_event = {event.id: customer for customer, events in applied.items() for event in events}
     ids: dict[str, tuple[str, str, str]] = {}
     for signal in seen.signals:
@@ -401,29 +429,28 @@ class Watch:
     def add(self, customer: str, sighting: Sighting) -> None:
         known = self.seen[customer]
         if known and sighting.revision < known[-1].revision:
-            same = sighting.epoch == known[-1].epoch
-            (self.regressions if same else self.rewinds).append(
+            before = known[-1].epoch
+            restored = before is None or sighting.epoch is None or sighting.epoch > before
+            (self.rewinds if restored else self.regressions).append(
                 f"{customer} {known[-1].revision} to {sighting.revision} in epoch {known[-1].epoch} to {sighting.epoch}"
             )
         if not known or (sighting.revision, sighting.epoch) != (known[-1].revision, known[-1].epoch):
             known.append(sighting)
 
-    def p99_ms(self, ledger: Ledger, spans: Iterable[tuple[float, float]], leave_out: str = "") -> float | None:
-        """99th percentile from acknowledgement to readable, of what was acknowledged within `spans`."""
-        took: list[float] = []
+    def quantile_ms(
+        self, ledger: Ledger, share: float, spans: Iterable[tuple[float, float]], leave_out: str = ""
+    ) -> float | None:
+        """From acknowledgement to readable, of what was acknowledged within `spans`; to a reader's 50 ms."""
+        took = sorted(self._took(ledger, list(spans), leave_out))
+        return 1000 * took[min(len(took) - 1, int(len(took) * share))] if took else None
+
+    def _took(self, ledger: Ledger, spans: list[tuple[float, float]], leave_out: str) -> Iterator[float]:
         for customer, seen in self.seen.items():
-            if customer == leave_out or not seen:
-                continue
-            highest = 0
-            rising = []
-            for sighting in seen:  # (revision, when first reached)
-                if sighting.revision > highest:
-                    highest = sighting.revision
-                    rising.append((sighting.revision, sighting.at))
-            revisions = [revision for revision, _ in rising]
-            for n, acked in enumerate(ledger.when.get(customer, ()), 1):
-                at = bisect_right(revisions, n - 1)
+            rising: list[Sighting] = []  # when a revision was first reached
+            for sighting in seen:
+                if not rising or sighting.revision > rising[-1].revision:
+                    rising.append(sighting)
+            for n, acked in enumerate(() if customer == leave_out else ledger.when.get(customer, ()), 1):
+                at = bisect_left(rising, n, key=lambda each: each.revision)
                 if at < len(rising) and any(start <= acked <= end for start, end in spans):
-                    took.append(max(0.0, rising[at][1] - acked))
-        took.sort()
-        return 1000 * took[int(len(took) * 0.99)] if took else None
+                    yield max(0.0, rising[at].at - acked)

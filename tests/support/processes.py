@@ -23,7 +23,7 @@ class Processes:
     """Starts the named processors with `settings`; each writes a log of its own into the data directory.
 
     Of one processor there may be several: `context.1` and `context.2` keep these numbers as their instance names
-    over a restart. Without a number it is one, with a new instance name at each start.
+    over a restart; `context` and `context~2` get a new instance name at each start.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -33,7 +33,7 @@ class Processes:
     def start(self, *names: str, more: Mapping[str, str] | None = None) -> None:
         """Start the processors; `more` are further environment variables."""
         for name in names or PROCESSORS:
-            processor, _, instance = name.partition(".")
+            processor, _, instance = name.partition("~")[0].partition(".")
             named = {"SEGUE_INSTANCE": instance} if instance else {}
             with self.log_of(name).open("ab") as output:
                 self._running[name] = subprocess.Popen(
@@ -66,6 +66,14 @@ class Processes:
         child = self._running.pop(name)
         child.send_signal(signal.SIGTERM)
         return child.wait(20)
+
+    def pid(self, name: str) -> int:
+        return self._running[name].pid
+
+    def stopped(self, name: str) -> bool:
+        """Whether it stands still after SIGSTOP, by whomever."""
+        found = os.waitid(os.P_PID, self.pid(name), os.WSTOPPED | os.WNOHANG | os.WNOWAIT)
+        return found is not None
 
     def pause(self, name: str) -> None:
         """SIGSTOP: it keeps its connections and does nothing."""

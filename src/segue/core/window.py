@@ -22,4 +22,4 @@ def contains(window: str, mark: str) -> bool:
 
 def remember(window: str, mark: str, keep: int) -> str:
     """Return the window with `mark` added, at most `keep` marks long."""
-    return (window + mark)[-keep * SEEN_WIDTH :]
+    return (window + mark)[-keep * SEEN_WIDTH :] if keep else ""

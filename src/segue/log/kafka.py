@@ -43,9 +43,18 @@ _SETTLE_S = 60.0
 
 
 class KafkaLog:
-    """`port.Log` on a Kafka cluster. `options` are librdkafka's names, for all clients (security and so on)."""
+    """`port.Log` on a Kafka cluster. `options` are librdkafka's names, for all clients (security and so on).
 
-    def __init__(self, bootstrap: str, options: dict[str, str] | None = None, replication: int = 1) -> None:
+    With `keeps_names` the instance names given to `join` survive a restart, and a member's seat does too.
+    """
+
+    def __init__(
+        self,
+        bootstrap: str,
+        options: dict[str, str] | None = None,
+        replication: int = 1,
+        keeps_names: bool = False,
+    ) -> None:
         self._common: dict[str, Any] = {
             "bootstrap.servers": bootstrap,
             "error_cb": lambda _error: None,  # librdkafka goes on by itself; calls report what matters
@@ -59,6 +68,7 @@ class KafkaLog:
         }
         self._bootstrap = bootstrap
         self._replication = replication
+        self._keeps_names = keeps_names
         self._producer: Producer | None = None
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -238,7 +248,7 @@ class KafkaLog:
             time.sleep(0.1)
 
     def join(self, group: str, topics: Sequence[str], instance: str) -> KafkaMember:
-        return KafkaMember(self._common, self._bootstrap, group, topics, instance)
+        return KafkaMember(self._common, self._bootstrap, group, topics, instance, self._keeps_names)
 
     def close(self) -> None:
         if self._producer is not None and self._producer.flush(5):

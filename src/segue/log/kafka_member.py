@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from confluent_kafka import (
@@ -33,6 +34,9 @@ _OWNERSHIP_LOST = {
     KafkaError.REBALANCE_IN_PROGRESS,
     KafkaError.FENCED_INSTANCE_ID,
 }
+_SEAT_LOST = {KafkaError._MAX_POLL_EXCEEDED, KafkaError._FATAL}
+"""From then on a consumer gives nothing more. `_FATAL` is what another's taking of the seat's name comes as."""
+
 _TRANSACTION_S = 30.0
 """How long one transaction may be retried before it is given up; the broker's own limit is shorter."""
 
@@ -75,7 +79,13 @@ class KafkaMember:
     """`port.Member`: a consumer in a group and a transactional producer."""
 
     def __init__(
-        self, common: dict[str, Any], bootstrap: str, group: str, topics: Sequence[str], instance: str
+        self,
+        common: dict[str, Any],
+        bootstrap: str,
+        group: str,
+        topics: Sequence[str],
+        instance: str,
+        keeps_name: bool = False,
     ) -> None:
         self._bootstrap = bootstrap
         self._admin = AdminClient(common)
@@ -100,8 +110,11 @@ class KafkaMember:
             }
         )
         self._guard(lambda: self._producer.init_transactions(_JOIN_S))
+        # A process that comes back under its name takes its seat again, instead of waiting for its old self to expire.
+        seat = {"group.instance.id": instance} if keeps_name else {}
         self._consumer = Consumer(
             common
+            | seat
             | {
                 "group.id": group,
                 "client.id": f"{group}.{instance}",
@@ -190,7 +203,7 @@ class KafkaMember:
     def _consumer_error(self, error: KafkaError, tp: TP, ended: list[TP]) -> None:
         if error.code() == KafkaError._PARTITION_EOF:
             ended.append(tp)
-        elif error.fatal() or error.code() == KafkaError._MAX_POLL_EXCEEDED:
+        elif error.fatal() or error.code() in _SEAT_LOST:
             raise MemberLost(error.str())
         # everything else (a broker away, a topic not there yet) librdkafka retries by itself
 
@@ -249,7 +262,7 @@ class KafkaMember:
 
     def _abort(self, error: KafkaError) -> None:
         """End a failed transaction and say whose fault it was. Never returns."""
-        if error.fatal():
+        if error.fatal() or error.retriable():  # given up half way: the client takes nothing but that same call again
             raise MemberLost(f"producer: {error.str()}")
         self._guard(lambda: self._retry(lambda: self._producer.abort_transaction(_TRANSACTION_S)))
         if error.code() in _OWNERSHIP_LOST:
@@ -278,4 +291,5 @@ class KafkaMember:
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            self._consumer.close()
+            with suppress(KafkaException):  # one that failed for good does not leave in order
+                self._consumer.close()

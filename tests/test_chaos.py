@@ -1,0 +1,185 @@
+"""A part of the fault suite in a few minutes, and a test of that suite: with a guarantee switched off, it goes red.
+
+The whole of it is `make chaos`; docs/faults.md has its results.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import tests.chaos.rows  # noqa: F401  (enters the rows)
+from segue import faults
+from segue.errors import SettingsError
+from tests.chaos.harness import ROWS, Result, World
+from tests.chaos.oracle import Ack, Event, Ledger, Observed, Sighting, Step, Watch, judge
+from tests.support.kafka_broker import KafkaBroker
+
+pytestmark = pytest.mark.timeout(400)
+
+
+@pytest.fixture(scope="module")
+def world(kafka_broker: KafkaBroker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with World(tmp_path_factory.mktemp("chaos"), kafka_broker) as world:
+        yield world
+
+
+def told(result: Result) -> str:
+    return "\n".join([result.line(), *result.verdict.notes])
+
+
+@pytest.mark.parametrize(
+    ("row", "load"),
+    [
+        ("F1", {}),
+        ("F3", {}),
+        ("F13", {}),
+        ("F18", {"retries": 0.3, "most_retries": 5, "disorder": 0.5, "late": 0.01}),
+    ],
+    ids=[
+        "processors killed",
+        "the broker restarted",
+        "a storm of rebalances",
+        "retries, disorder, late and bad records",
+    ],
+)
+def test_under_a_fault_nothing_is_lost_doubled_or_out_of_order(world: World, row: str, load: dict[str, Any]) -> None:
+    result = world.run(ROWS[row], quick=True, replay=True, **load)
+    assert result.ok, told(result)
+
+
+@pytest.mark.parametrize("row", ["U", "F2"])
+def test_the_rows_that_test_the_judge_are_clean_with_every_guarantee(world: World, row: str) -> None:
+    result = world.run(ROWS[row], quick=True)
+    assert result.ok, told(result)
+
+
+@pytest.mark.parametrize(
+    ("without", "row", "violation"),
+    [
+        ("ids", "U", "over"),
+        ("silent", "U", "over"),
+        ("transaction", "U", "over"),
+        ("fence", "F2", ""),
+        ("epoch", "F2", "epoch"),
+    ],
+)
+def test_without_a_guarantee_the_judge_reports_a_violation(
+    world: World, without: str, row: str, violation: str
+) -> None:
+    result = world.run(ROWS[row], quick=True, unsafe=without)
+    assert not result.ok
+    if violation == "epoch":  # the fence's offsets alone keep the state right; the epoch is for readers and late owners
+        assert any("new epoch" in note for note in result.verdict.notes), told(result)
+    else:
+        assert result.verdict.violations().keys() >= {violation} - {""}, told(result)
+        assert result.verdict.violations(), told(result)
+
+
+# --- the judge alone
+
+
+def history(*, customers: int = 2, each: int = 4) -> tuple[Ledger, Observed]:
+    """A clean run: what was sent, and what came of it."""
+    ledger, steps, documents, stats = Ledger(), [], [], Counter[str]()
+    for c in range(customers):
+        events = [Event(f"e{c}.{n}", f"u{c}", "web", 1000 * n, 1.0 if n == 0 else None) for n in range(each)]
+        for n, event in enumerate(events):
+            ledger.sent(event)
+            ledger.acked(event, Ack("segue.events.web", 0, c * each + n, 5000 + n, float(n)))
+            steps.append(Step(f"key{c}", n + 1, event.id))
+        line = [{"id": event.id, "event_time_ms": event.time_ms} for event in events]
+        documents.append(
+            {"identifiers": [{"value": f"u{c}"}], "revision": each, "channels": {"web": each}, "timeline": line,
+             "stream_time_ms": events[-1].time_ms, "sessions": [{}]}
+        )  # fmt: skip
+    stats.update({"events|web|page.viewed": customers * each, "fact|customer.created": customers})
+    stats.update({"fact|session.opened": customers})
+    signals = [{"signal_id": f"s{c}", "rule": "poor-survey-answer", "evidence": [f"e{c}.0"]} for c in range(customers)]
+    interactions = Counter(step.event_id for step in steps)
+    return ledger, Observed(interactions, steps, signals, [], documents, stats)
+
+
+def test_the_judge_finds_nothing_in_a_clean_run() -> None:
+    assert judge(*history()).ok
+
+
+def _lose_a_step(ledger: Ledger, seen: Observed) -> None:
+    seen.steps.pop()
+
+
+def _lose_an_interaction(ledger: Ledger, seen: Observed) -> None:
+    del seen.interactions["e0.1"]
+
+
+def _repeat_a_step(ledger: Ledger, seen: Observed) -> None:
+    seen.steps.append(seen.steps[-1])
+
+
+def _count_twice(ledger: Ledger, seen: Observed) -> None:
+    seen.documents[0]["channels"]["web"] += 1
+
+
+def _swap_two(ledger: Ledger, seen: Observed) -> None:
+    first, second = seen.steps[0], seen.steps[1]
+    seen.steps[:2] = [first._replace(event_id=second.event_id), second._replace(event_id=first.event_id)]
+
+
+def _lose_a_signal(ledger: Ledger, seen: Observed) -> None:
+    seen.signals.pop()
+
+
+def _invent_a_signal(ledger: Ledger, seen: Observed) -> None:
+    seen.signals.append({"signal_id": "s9", "rule": "poor-survey-answer", "evidence": ["e0.3"]})
+
+
+def _repeat_a_signal(ledger: Ledger, seen: Observed) -> None:
+    seen.signals.append(seen.signals[0])
+
+
+def _miscount(ledger: Ledger, seen: Observed) -> None:
+    seen.stats["events|web|page.viewed"] += 1
+
+
+def _invent_a_session(ledger: Ledger, seen: Observed) -> None:
+    seen.documents[0]["sessions"].append({})
+
+
+@pytest.mark.parametrize(
+    ("damage", "violation"),
+    [
+        (_lose_a_step, "lost"),
+        (_lose_an_interaction, "lost"),
+        (_repeat_a_step, "over"),
+        (_count_twice, "over"),
+        (_swap_two, "order"),
+        (_lose_a_signal, "missing"),
+        (_invent_a_signal, "unexpected"),
+        (_repeat_a_signal, "repeated"),
+        (_miscount, "counters"),
+        (_invent_a_session, "contexts"),
+    ],
+)
+def test_the_judge_sees_each_kind_of_damage(damage: Any, violation: str) -> None:
+    ledger, seen = history()
+    damage(ledger, seen)
+    assert judge(ledger, seen).violations()[violation] > 0
+
+
+def test_a_reader_that_sees_a_revision_fall_is_a_regression_within_an_epoch_and_a_rewind_with_a_new_one() -> None:
+    watch = Watch()
+    for epoch, revision in ((1, 5), (1, 7), (2, 6), (2, 8), (2, 7)):
+        watch.add("u1", Sighting(0.0, epoch, revision))
+    assert (len(watch.rewinds), len(watch.regressions)) == (1, 1)
+
+
+# --- the fail points
+
+
+def test_a_fail_point_that_does_not_exist_is_refused_by_name() -> None:
+    for wrong in ("after_lunch:1", "after_read", "after_read:x", "after_read:1:explode"):
+        with pytest.raises(SettingsError, match="SEGUE_TEST_FAILPOINT"):
+            faults.failpoint(wrong)

@@ -1,0 +1,58 @@
+"""What only Kafka's adapter can meet: a seat whose name another takes, a transaction given up, a call that hangs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+from confluent_kafka import KafkaError
+
+from segue.errors import MemberLost
+from segue.log.kafka import KafkaLog
+from segue.log.kafka_member import KafkaMember
+from segue.topics import Topic
+from tests.support.stack import eventually
+
+
+def polled(member: KafkaMember, what: Callable[[], bool]) -> Callable[[], bool]:
+    def poll() -> bool:
+        member.poll(10, 0.1)
+        return what()
+
+    return poll
+
+
+def test_a_seat_whose_name_another_process_takes_is_lost_and_says_so(kafka_bootstrap: str, unique: str) -> None:
+    log = KafkaLog(kafka_bootstrap, keeps_names=True)
+    log.create_topics([Topic(unique, 2, {})])
+    first = log.join(f"g{unique}", [unique], "one")
+    eventually(polled(first, lambda: bool(first._owned)), 30, "the first's partitions")
+    second = log.join(f"g{unique}", [unique], "one")
+    with pytest.raises(MemberLost):
+        eventually(polled(first, polled(second, lambda: False)), 60)
+    first.close()
+    eventually(polled(second, lambda: len(second._owned) == 2), 30, "the second's partitions")
+    second.close()
+
+
+def test_a_transaction_that_was_given_up_half_way_costs_the_seat() -> None:
+    """Its producer would take nothing but the same call again."""
+    member = KafkaMember.__new__(KafkaMember)
+    with pytest.raises(MemberLost):
+        member._abort(KafkaError(KafkaError._TIMED_OUT, "commit timed out", False, True))
+
+
+def test_a_process_that_stands_still_says_where_and_ends() -> None:
+    stuck = """
+import time
+from segue import runtime
+runtime.STUCK_S = 0.5
+runtime.watched(lambda: False)()
+def a_call_that_never_returns(): time.sleep(60)
+a_call_that_never_returns()
+"""
+    done = subprocess.run([sys.executable, "-c", stuck], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1
+    assert "a_call_that_never_returns" in done.stderr

@@ -78,23 +78,7 @@ class Resolve:
 
     def read(self, shard: Shard, records: list[Record]) -> list[tuple[Record, Arrival | Rejected]]:
         channel = shard.tp[0].removeprefix(EVENTS)
-        return [(record, self._check(record, channel)) for record in records]
-
-    def _check(self, record: Record, channel: str) -> Arrival | Rejected:
-        raw = record.value()
-        if raw is None:
-            return Rejected("tombstone", "$", "an event topic takes events only; to erase a customer use the API")
-        if record.key() is None:
-            return Rejected("null_key", "key", "key the record by the best identifier known, so that order holds")
-        event = decode(raw)
-        if isinstance(event, Rejected):
-            return event
-        if event.channel != channel:
-            return Rejected("wrong_topic", "$.channel", f"publish {event.channel} events to {EVENTS}{event.channel}")
-        identifiers, refs = _named(event.data.identifiers, self._region)
-        if not identifiers:
-            return NO_USABLE_IDENTIFIER
-        return Arrival(event, identifiers, refs, record.timestamp()[1])
+        return [(record, check(record, channel, self._region)) for record in records]
 
     def prepare(self, batch: list[tuple[Shard, list[tuple[Record, Arrival | Rejected]]]]) -> None:
         arrivals = [found for _, pairs in batch for _, found in pairs if isinstance(found, Arrival)]
@@ -124,6 +108,24 @@ class Resolve:
         self._index.forget()
         if not self._index.complete():
             self._index.refill(committed(self._log.read(IDENTITY)))
+
+
+def check(record: Record, channel: str, region: str | None) -> Arrival | Rejected:
+    """Whether a record of a channel's topic is an event that can be used."""
+    raw = record.value()
+    if raw is None:
+        return Rejected("tombstone", "$", "an event topic takes events only; to erase a customer use the API")
+    if record.key() is None:
+        return Rejected("null_key", "key", "key the record by the best identifier known, so that order holds")
+    event = decode(raw)
+    if isinstance(event, Rejected):
+        return event
+    if event.channel != channel:
+        return Rejected("wrong_topic", "$.channel", f"publish {event.channel} events to {EVENTS}{event.channel}")
+    identifiers, refs = _named(event.data.identifiers, region)
+    if not identifiers:
+        return NO_USABLE_IDENTIFIER
+    return Arrival(event, identifiers, refs, record.timestamp()[1])
 
 
 def _order(arrival: Arrival) -> tuple[int, datetime]:

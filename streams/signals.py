@@ -13,6 +13,7 @@ from msgspec import Struct
 from segue.core.event import Rejected
 from segue.core.interaction import Fact, StepView
 from segue.core.rules import Rule, RuleBook, SignalState, decoder, encoder
+from segue.deadletters import replayed_for
 from segue.engine import Shard, load_missing
 from segue.log.port import TP, Output, Record
 from segue.store.shards import Fence, ShardStore
@@ -27,6 +28,8 @@ class Found(Struct):
 
     step: StepView
     matches: list[tuple[Rule, Fact]]
+    replayed: bool
+    """It was a dead letter of ours and is sent again: later steps of the customer may have been counted before."""
 
 
 class Signals:
@@ -54,7 +57,7 @@ class Signals:
         if not step.facts:
             return None
         matches = self._rules.matching(step)
-        return Found(step, matches) if matches else None
+        return Found(step, matches, replayed_for(record.headers()) == self.name) if matches else None
 
     def prepare(self, batch: list[tuple[Shard, list[Found | Output]]]) -> None:
         needed = (
@@ -80,7 +83,8 @@ class Signals:
         state = shard.documents.get(key)
         if state is None:
             state = shard.documents[key] = SignalState(key)
-        if found.step.revision <= state.revision:
+        revision = found.step.revision
+        if not state.missed(revision) if found.replayed else revision <= state.revision:
             return  # this step was counted before
         signals = self._rules.apply(state, found.step, found.matches)
         shard.dirty[key] = state

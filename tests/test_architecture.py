@@ -14,7 +14,7 @@ FILES = sorted([*(ROOT / "src/segue").rglob("*.py"), *(ROOT / "streams").glob("*
 
 LAYERS = [
     {"segue.core", "segue.errors", "segue"},
-    {"segue.topics", "segue.metrics", "segue.rejections", "segue.embedded", "segue.rules"},
+    {"segue.topics", "segue.metrics", "segue.rejections", "segue.mending", "segue.embedded", "segue.rules"},
     {"segue.settings", "segue.normalise", "segue.log", "segue.store", "segue.deadletters"},
     {"segue.routing", "segue.merge"},
     {"segue.engine", "segue.transports"},
@@ -22,7 +22,8 @@ LAYERS = [
     {"streams.resolve", "streams.context", "streams.signals", "streams"},
     {"segue.faults"},
     {"segue.runtime"},
-    {"segue.up", "segue.rebuild", "segue.api", "segue.importer", "segue.agents", "segue.schemas_tool"},
+    {"segue.up", "segue.rebuild", "segue.api", "segue.importer", "segue.agents", "segue.schemas_tool",
+     "segue.letterbox"},
     {"segue.demo", "streams.complaints"},
     {"segue.cli"},
     {"segue.__main__"},

@@ -11,22 +11,26 @@ import pytest
 import redis
 from structlog.testing import capture_logs
 
+from segue import runtime
 from segue.core.context import Policy
-from segue.deadletters import Letter, read
+from segue.deadletters import REPLAY_ATTEMPT, Letter, read
 from segue.engine import Engine, Shard
 from segue.log.port import Output, Record
 from segue.log.sqlite import SqliteLog
 from segue.metrics import Snapshot
 from segue.metrics import decode as decode_snapshot
 from segue.rejections import Limit
+from segue.settings import Settings
 from segue.store.identity import IdentityIndex
 from segue.store.keys import METRICS
 from segue.store.shards import ShardStore, Write
 from segue.topics import DEAD_LETTERS, INTERACTIONS, all_topics, event_topic
 from streams.context import ContextProcessor
 from streams.resolve import Resolve
+from tests.support.processes import Processes
 from tests.support.stack import ApiServer, EmbeddedStack, eventually
 from tests.test_dead_letters import good
+from tests.test_dead_letters import settings as either_log  # noqa: F401
 from tests.test_engine import LAYOUT, Crash, Faulty, assert_exactly_once, documents, interactions
 from tests.test_engine import run as run_sound
 
@@ -231,6 +235,12 @@ def test_a_restart_tries_again_and_goes_on_where_it_stopped(log: SqliteLog, redi
     assert committed(log) == 18
 
 
+def test_what_an_operator_sent_again_does_not_count(log: SqliteLog, redis_client: redis.Redis) -> None:
+    log.append([output._replace(headers=[(REPLAY_ATTEMPT, b"1")]) for output in bad(20)])
+    run_limited(log, redis_client, Limit(run=5))
+    assert len(letters(log)) == 20
+
+
 def test_a_bug_in_every_record_stops_the_partition_instead_of_putting_all_away(
     log: SqliteLog, redis_client: redis.Redis
 ) -> None:
@@ -285,3 +295,31 @@ def test_a_stop_is_seen_from_outside_and_ends_when_what_follows_is_let_through(t
 def _revision(api: ApiServer) -> int:
     answer = httpx.get(f"{api.url}/v1/customers/user_id:u1/context")
     return int(answer.json()["context"]["revision"]) if answer.status_code == 200 else 0
+
+
+def test_a_stop_in_a_process_of_its_own_on_either_log(either_log: Settings) -> None:  # noqa: F811
+    settings = either_log.model_copy(update={"reject_run": 4})
+    source = runtime.open_log(settings)
+    web, chat = event_topic("web"), event_topic("chat")
+    source.append([Output(web, b"user_id:u1", b"{cut")] * 9)
+    source.append([Output(chat, b"user_id:u1", orjson.dumps(good("elsewhere", channel="chat")))])
+
+    def arrived() -> list[str]:
+        return [orjson.loads(record.value() or b"")["entry"]["id"] for record in source.read(INTERACTIONS)]
+
+    def put_away() -> list[int]:
+        found = [read(record) for record in source.read(DEAD_LETTERS)]
+        return sorted(letter.offset for letter in found if isinstance(letter, Letter))
+
+    with Processes(settings) as processes:
+        processes.start("resolve")
+        eventually(lambda: arrived() == ["elsewhere"] and len(put_away()) >= 3, 60, "the other channel's event")
+        eventually(lambda: "stopped: too many" in processes.log_of("resolve").read_text(), 20, "the log line")
+        assert put_away() == [0, 1, 2]
+        assert processes.stop("resolve") == 0
+        processes.start("resolve")
+        eventually(lambda: put_away() == [0, 1, 2, 3, 4, 5], 60, "the second try")
+        processes.kill("resolve")
+        processes.settings = settings.model_copy(update={"reject_run": 0})
+        processes.start("resolve")
+        eventually(lambda: put_away() == list(range(9)), 60, "the rest, let through")

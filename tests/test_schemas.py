@@ -22,7 +22,7 @@ from segue.core.context import Context, Policy, encoder
 from segue.core.event import MAX_EVENT_BYTES, Event, Rejected, decode
 from segue.core.interaction import Entry, Interaction, Step, StepView, entry_of
 from segue.core.rules import Signal
-from segue.deadletters import dead_letter
+from segue.deadletters import Action, dead_letter
 from segue.log.sqlite import Row
 from segue.schemas_tool import DIRECTORY, PUBLISHED, DeadLetterHeaders, generate
 from streams.resolve import IdentityRecord
@@ -66,6 +66,7 @@ CODE: dict[str, Accepts] = {
     "signal": a(Signal),
     "identity": a(IdentityRecord),
     "dead-letter-headers": a(DeadLetterHeaders),
+    "dead-letter-action": a(Action),
     "context": a_context,
 }
 

@@ -27,7 +27,7 @@ from segue.core.context import Context
 from segue.core.event import Event
 from segue.core.interaction import Entry, Interaction, Step
 from segue.core.rules import Signal
-from segue.deadletters import PREFIX
+from segue.deadletters import PREFIX, Action
 from streams.resolve import IdentityRecord
 
 Schema = dict[str, Any]
@@ -61,6 +61,7 @@ PUBLISHED: dict[str, type[Struct]] = {
     "signal": Signal,
     "identity": IdentityRecord,
     "dead-letter-headers": DeadLetterHeaders,
+    "dead-letter-action": Action,
     "context": Context,
 }
 

@@ -20,6 +20,9 @@ EVENT_TOPICS: tuple[str, ...] = tuple(EVENTS + channel for channel in CHANNELS)
 MAX_RECORD_BYTES = 4 * 1024 * 1024
 """What the topics take. Larger than any event we accept, so that an oversized one reaches the dead letters."""
 
+DEAD_LETTERS_MS = str(30 * 86_400_000)
+"""How long a dead letter can be mended and replayed; they hold personal data, so not for ever."""
+
 
 class Topic(Struct, frozen=True):
     """One topic: partitions and settings as Kafka names them."""
@@ -52,5 +55,5 @@ def all_topics(
         Topic(SIGNALS, steps, large),
         Topic(IDENTITY, steps, large | {"cleanup.policy": "compact"}),
         Topic(LAYOUTS, 1, {"cleanup.policy": "compact"}),
-        Topic(DEAD_LETTERS, event_partitions, large),
+        Topic(DEAD_LETTERS, event_partitions, large | {"retention.ms": DEAD_LETTERS_MS}),
     ]

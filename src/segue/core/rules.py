@@ -110,6 +110,15 @@ class SignalState(Struct, omit_defaults=True):
     matches: dict[str, list[Match]] = field(default_factory=dict)
     fired: dict[str, int] = field(default_factory=dict)
     """When a rule last gave a signal, by `rule|subject`."""
+    replayed: list[int] = field(default_factory=list)
+    """The latest steps that were dead letters and sent again: they may come after later ones."""
+
+    def missed(self, revision: int) -> bool:
+        """Note that such a step is counted now; False when it was before."""
+        if revision in self.replayed:
+            return False
+        self.replayed = [*self.replayed, revision][-50:]
+        return True
 
 
 encoder = msgspec.json.Encoder()
@@ -157,7 +166,7 @@ class RuleBook:
 
     def apply(self, state: SignalState, step: StepView, found: list[tuple[Rule, Fact]]) -> list[Signal]:
         """Count the matches of one step into `state`, which is changed in place. Returns new signals."""
-        state.revision = step.revision
+        state.revision = max(state.revision, step.revision)
         return [signal for rule, fact in found if (signal := self._count(state, step, rule, fact))]
 
     def _count(self, state: SignalState, step: StepView, rule: Rule, fact: Fact) -> Signal | None:

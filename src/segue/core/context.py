@@ -6,10 +6,13 @@ kilobytes whatever a customer does.
 
 from __future__ import annotations
 
+from collections.abc import MutableSequence
+
 import msgspec
 from msgspec import Raw, Struct, field
 
 from segue.core.interaction import KnownIdentifier, Place
+from segue.core.lines import Lines
 
 SCHEMA = 1
 
@@ -113,10 +116,13 @@ class Context(Struct, omit_defaults=True):
     channels: dict[str, int] = field(default_factory=dict)
     """Interactions per channel, ever."""
     openings: list[Opening] = field(default_factory=list)
-    timeline: list[Raw] = field(default_factory=list)
-    """Recent entries (`interaction.Entry`) in event-time order, at most `Policy.keep_timeline`."""
     seen: str = ""
     """Fingerprints of the last event ids (`core.window`)."""
+    entries: int = 0
+    """How many entries the timeline of the stored document has."""
+    timeline: MutableSequence[Raw] = field(default_factory=Lines)
+    """Recent entries (`interaction.Entry`) in event-time order, at most `Policy.keep_timeline`. Always `Lines`, and
+    the last field: the decoder cuts it off unread."""
 
 
 class Policy(Struct, frozen=True):
@@ -139,5 +145,38 @@ class Policy(Struct, frozen=True):
     keep_identifiers: int = 64
 
 
-encoder = msgspec.json.Encoder()
-decoder = msgspec.json.Decoder(Context)
+_TIMELINE = b',"timeline":['
+"""Where the timeline begins. Nothing before it can hold these bytes: inside of a string the quotes are escaped."""
+
+
+class _Decoder:
+    def __init__(self) -> None:
+        self._decode = msgspec.json.Decoder(Context).decode
+
+    def decode(self, raw: bytes) -> Context:
+        """Decode a document that `encoder` made. Raises msgspec.DecodeError."""
+        head, found, entries = raw.partition(_TIMELINE)
+        if not found:
+            return self._decode(raw)
+        context = self._decode(head + b"}")
+        context.timeline = Lines(entries[:-2], context.entries)
+        return context
+
+
+class _Encoder:
+    def __init__(self) -> None:
+        self._encode = msgspec.json.Encoder(enc_hook=_array).encode
+
+    def encode(self, context: Context) -> bytes:
+        """The document as it stands in Redis."""
+        context.entries = len(context.timeline)
+        return self._encode(context)
+
+
+def _array(lines: object) -> Raw:
+    assert isinstance(lines, Lines), type(lines)
+    return Raw(b"[%b]" % lines.text)
+
+
+encoder = _Encoder()
+decoder = _Decoder()

@@ -67,7 +67,9 @@ class Watch:
     def result(self) -> dict[str, float]:
         assert self._from is not None
         first, wall, cpu = self._from
-        events = max(1, self.count - first)
+        events = self.count - first
+        if events < (self.count - self._warm) // 2:
+            raise SystemExit(f"{first} of {self.count} events came in the first turns: too few are left; give --events")
         found = {
             "per_s": events / (time.perf_counter() - wall),
             "cpu_us": (time.process_time() - cpu) / events * 1e6,

@@ -31,7 +31,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import orjson
 import redis
@@ -103,6 +103,10 @@ def row(
     return enter
 
 
+class Skipped(Exception):
+    """This machine cannot bring the fault about. Says why."""
+
+
 @dataclass
 class Result:
     """What a row came to."""
@@ -111,6 +115,8 @@ class Result:
     verdict: Verdict
     counts: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
+    skipped: str = ""
+    """Why this machine cannot bring the fault about."""
 
     @property
     def ok(self) -> bool:
@@ -124,6 +130,8 @@ class Result:
 
     def line(self) -> str:
         """One line for one row."""
+        if self.skipped:
+            return f"{self.row.name:4} {self.row.title:34} SKIPPED: {self.skipped}"
         v, counts = self.verdict, " ".join(f"{name} {count}" for name, count in self.counts.items())
         counts += f" retries outside the window {v.outside}" if v.outside else ""
         heal = "-" if v.heal_s is None else f"{v.heal_s:.1f} s"
@@ -187,6 +195,8 @@ class World:
             try:
                 row.do(run)
                 verdict = run.conclude(replay)
+            except Skipped as why:
+                return Result(row, Verdict(), Counter(), time.monotonic() - began, str(why))
             except (AssertionError, TimeoutError) as error:  # the row cannot go on; others can
                 verdict = Verdict(events=run.ledger.total, notes=[str(error)])
         return Result(row, verdict, run.counts, time.monotonic() - began)
@@ -240,7 +250,7 @@ class Run:
         parts = ({"rate": 100, "customers": 200} if quick else {}) | load
         self.traffic = Traffic(Load(**(row.load.__dict__ | parts)), seed)
         self.sender = Sender(world.broker.bootstrap, self.traffic, self.ledger)
-        self.store = Store(world.valkey.url)
+        self.store = Store(redis.Redis.from_url(world.valkey.url, socket_timeout=5))
         self.fleet = Processes(self.settings)
         self._stack = ExitStack()
         self._notes: list[str] = []
@@ -332,6 +342,10 @@ class Run:
             self.up(name, **more)
         return list(ended)
 
+    def skip(self, why: str) -> NoReturn:
+        """Leave the row out, visibly."""
+        raise Skipped(why)
+
     def worst_ms(self) -> float:
         """The longest that an event waited to be readable, of the customers watched."""
         return self.watch.quantile_ms(self.ledger, 1.0, [(0.0, float("inf"))]) or 0.0
@@ -340,6 +354,12 @@ class Run:
         """A condition of the row's own; the row is red without it."""
         if not true:
             self._notes.append(otherwise)
+
+    def link(self) -> None:
+        """Wait until what is acknowledged now is readable; from then on those customers' addresses may stand alone."""
+        want = self.ledger.snapshot()
+        self._wait_readable(want, time.monotonic())
+        self.traffic.linked = set(want)
 
     def healed(self) -> float:
         """The fault is over: wait until what is acknowledged now is readable; the longest such time is reported."""
@@ -487,8 +507,8 @@ class Topics:
 class Store:
     """Reads Redis past every proxy, as a reader of the contexts would find it; waits out a Redis that is away."""
 
-    def __init__(self, url: str) -> None:
-        self.client = redis.Redis.from_url(url, socket_timeout=5)
+    def __init__(self, client: redis.Redis) -> None:
+        self.client = client
         self._customers: dict[bytes, str] = {}
 
     def keys(self) -> list[bytes]:

@@ -43,6 +43,8 @@ class Load:
     """Of one customer, named `hot`."""
     bad: float = 0.0
     """Records that nobody can use."""
+    by_email: float = 0.0
+    """Of those customers in `Traffic.linked`, by their address alone; every other event then names both."""
     age_ms: int = 20 * DAY
     """How long ago the customers' clocks say it is; long, so that a visit later on is not in the future."""
     skew: Callable[[str], int] = lambda channel: 0
@@ -63,6 +65,8 @@ class Traffic:
         self._again: deque[tuple[Event, int]] = deque(maxlen=100)  # well within the window of ids
         self._ahead: Counter[str] = Counter()
         self._last_channel: dict[str, str] = {}
+        self.linked: set[str] = set()
+        """Customers whose address Segue has seen beside their user id."""
 
     def next(self, busy: Callable[[str], str | None]) -> Event | Bad:
         """The next record. `busy` names the channel that a customer has unacknowledged events on."""
@@ -98,7 +102,13 @@ class Traffic:
             at -= rng.randrange(1, load.disorder_ms)
         score = 1.0 if poor else (float(rng.randint(1, 5)) if rng.random() < 0.1 else None)
         wait = rng.choice((20_000, 400_000)) if rng.random() < 0.05 else None
-        return Event(f"e{next(self._numbers)}", customer, channel, at, score, wait)
+        return Event(f"e{next(self._numbers)}", customer, channel, at, score, wait, self._names(customer))
+
+    def _names(self, customer: str) -> tuple[str, ...]:
+        if not self.load.by_email:
+            return ("user_id",)
+        alone = customer in self.linked and self._random.random() < self.load.by_email
+        return ("email",) if alone else ("user_id", "email")
 
     def _somebody(self) -> str:
         at = self._random.random() * self._weights[-1]
@@ -120,7 +130,8 @@ class Traffic:
 
 def encode(event: Event) -> bytes:
     """The CloudEvent."""
-    data: dict[str, Any] = {"identifiers": [{"type": "user_id", "value": event.customer}]}
+    values = {"user_id": event.customer, "email": f"{event.customer}@example.com"}
+    data: dict[str, Any] = {"identifiers": [{"type": name, "value": values[name]} for name in event.names]}
     if event.score is not None:
         data["survey"] = {"metric": "csat", "score": event.score}
     if event.wait_ms is not None:

@@ -41,6 +41,8 @@ class Event(NamedTuple):
     time_ms: int
     score: float | None = None
     wait_ms: int | None = None
+    names: tuple[str, ...] = ("user_id",)
+    """What it says of the customer: the user id, the address, or both."""
 
 
 class Ack(NamedTuple):

@@ -100,6 +100,9 @@ class Resolve:
             outputs += _emit(arrival, self._interactions)
         return outputs
 
+    def due(self, shards: list[Shard], now_ms: int) -> list[Output]:
+        return []
+
     def encode(self, document: Any) -> bytes:
         raise NotImplementedError("resolve keeps no documents")
 

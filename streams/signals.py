@@ -93,6 +93,9 @@ class Signals:
             shard.received_ms.append(found.step.entry.received_at_ms)
             outputs.append(Output(SIGNALS, key.encode(), _encode(signal), shard.tp[1]))
 
+    def due(self, shards: list[Shard], now_ms: int) -> list[Output]:
+        return []
+
     def encode(self, document: SignalState) -> bytes:
         return encoder.encode(document)
 

@@ -42,7 +42,7 @@ def compared(settings: Settings, live: redis.Redis) -> Report:
 def test_what_was_processed_live_is_what_the_log_makes_of_it(stack: EmbeddedStack) -> None:
     with redis.Redis.from_url(stack.valkey.url) as live:
         report = compared(stack.settings, live)
-        in_redis = {kind: len(live.keys(f"*:{kind}:*")) for kind in ("ctx", "sig", "stats", "fence")}  # type: ignore[arg-type]
+        in_redis = {kind: len(live.keys(f"*:{kind}:*")) for kind in ("ctx", "sig", "stats", "fence", "wake")}  # type: ignore[arg-type]
     assert report.first is None
     assert not report.differing
     assert report.unconfirmed == 0

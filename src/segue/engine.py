@@ -44,6 +44,8 @@ HELD_BATCHES = 4
 LINGER_S = 0.01
 """Least time between two turns: what arrives meanwhile shares a transaction, which costs the broker more
 than the records in it."""
+TIMERS_S = 0.2
+"""How often the processor is asked for what time has made due: a fifth of the second it may take."""
 _POLL_S = 0.1
 _BACKOFF_S = (0.2, 5.0)
 _REMIND_S = 60.0
@@ -67,6 +69,8 @@ class Shard(Struct):
     stats: Counter[str]
     documents: dict[str, Any] = field(default_factory=dict)
     dirty: dict[str, Any] = field(default_factory=dict)
+    wake: dict[str, int] = field(default_factory=dict)
+    """Customers whose earliest deadline changed, and when it is reached (ms; 0: there is none)."""
     received_ms: list[int] = field(default_factory=list)
     """When the log received the events of this batch: for the latency metric."""
     refused: list[int] = field(default_factory=list)
@@ -114,6 +118,13 @@ class Processor(Protocol):
 
     def apply(self, batch: list[tuple[Shard, list[Any]]]) -> list[Output]:
         """Apply in memory: change documents, mark them dirty, count, and return what to emit."""
+        ...
+
+    def due(self, shards: list[Shard], now_ms: int) -> list[Output]:
+        """What time alone brings about in shards that are caught up, as records of the processor's own input.
+
+        Appended in no transaction: a record that comes twice, or from an owner replaced, must change nothing.
+        """
         ...
 
     def encode(self, document: Any) -> bytes: ...
@@ -171,6 +182,7 @@ class Engine:
         self._remind_at = 0.0
         self._committed_at = 0.0
         self._report_at = 0.0
+        self._timers_at = 0.0
         self._turned_at = 0.0
         self._failures = 0
 
@@ -224,6 +236,17 @@ class Engine:
                 self._caught_up[self._shards[tp].name] = now
                 self._moved[tp] = time.monotonic()
         self._report(now)
+        if self._ended and time.monotonic() > self._timers_at:
+            self._timers_at = time.monotonic() + TIMERS_S
+            self._timers(now)
+
+    def _timers(self, now: int) -> None:
+        """Append the timer records of the partitions that are caught up; they act when they are read."""
+        outputs = self.processor.due([self._shards[tp] for tp in self._ended], now)
+        if outputs:
+            self._log.append(outputs)
+            # Not asked again before what was appended is read.
+            self._ended.difference_update({(output.topic, output.partition) for output in outputs})
 
     def _in_order(self, member: Member, merge: TimeMerge, polled: Polled) -> dict[TP, list[Record]]:
         """Pass the records through the merge; a partition far ahead of the others rests meanwhile."""
@@ -327,6 +350,7 @@ class Engine:
             if emit:
                 self.meter.readable(shard.received_ms, now)
             shard.dirty.clear()
+            shard.wake.clear()
             shard.received_ms.clear()
             shard.refused.clear()
         self._moved |= dict.fromkeys(shards, time.monotonic())
@@ -389,6 +413,7 @@ class Engine:
             documents={key: encode(document) for key, document in shard.dirty.items()},
             stats=shard.stats,
             changed=[(key, document.revision) for key, document in shard.dirty.items()],
+            wake=dict(shard.wake),
         )
 
     def _trim(self) -> None:

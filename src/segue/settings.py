@@ -18,6 +18,7 @@ from segue.rejections import Limit
 from segue.store.address import parse
 
 PREFIX = "SEGUE_"
+Awaited = Literal["cart", "checkout", "form", "queue"]
 NOT_SETTINGS = ("SEGUE_TEST_", "SEGUE_REQUIRE_", "SEGUE_BENCH_")
 """Variables of the tests and benchmarks."""
 
@@ -67,6 +68,9 @@ class Settings(BaseSettings):
     hold_max_s: Annotated[int, Field(ge=60)] = 14_400
     """How long a call or conversation that nobody ended holds a session open."""
     grace_s: Annotated[int, Field(ge=0)] = 600
+    abandoned_after_s: dict[Awaited, Annotated[int, Field(ge=1, le=604_800)]] = {}
+    """When what was begun counts as abandoned, as JSON. Without it, as if
+    `{"cart": 3600, "checkout": 1800, "form": 1800, "queue": 900}` were set."""
     phone_region: str | None = None
     """Region of phone numbers written without a country code, e.g. `CN`. Not set: such numbers are not used."""
     rules: Path | None = None
@@ -114,6 +118,7 @@ class Settings(BaseSettings):
             session_max_ms=self.session_max_s * 1000,
             hold_max_ms=self.hold_max_s * 1000,
             grace_ms=self.grace_s * 1000,
+            abandoned_after_ms={what: after_s * 1000 for what, after_s in self.abandoned_after_s.items()},
         )
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from segue.core import timers
 from segue.core.apply import Applied, Duplicate, apply, new_context
 from segue.core.context import Context, Policy
 from segue.core.event import Identifier
 from segue.core.interaction import Actor, Answer, Entry, Fact, Interaction, ItemChange
+from segue.core.timers import Fired
 
 T0 = 1_760_000_000_000
 SECOND, MINUTE, HOUR, DAY = 1000, 60_000, 3_600_000, 86_400_000
@@ -56,6 +58,11 @@ class Customer:
             self.context = new_context(self.key, interaction.entry)
         return apply(self.context, interaction, self.policy)
 
+    def wall(self, at: int) -> list[Fired]:
+        """A timer record when the wall clock shows `at` ms after T0."""
+        wall = T0 + at
+        return list(timers.fire(self.now, timers.now_of(self.now, wall, self.policy), wall, self.policy))
+
     @property
     def now(self) -> Context:
         """The context as it stands."""
@@ -68,9 +75,9 @@ class Customer:
         return [(s.started_at_ms - T0, s.last_event_at_ms - T0, s.events) for s in self.now.sessions]
 
 
-def kinds(outcome: Applied | Duplicate) -> list[str]:
+def kinds(outcome: Applied | Duplicate | Fired) -> list[str]:
     """The kinds of the facts of an outcome."""
-    assert isinstance(outcome, Applied)
+    assert not isinstance(outcome, Duplicate)
     return [fact.fact for fact in outcome.facts]
 
 

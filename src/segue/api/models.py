@@ -32,8 +32,9 @@ class ContextAnswer(Answer):
     )
     context: dict[str, Any] = Field(
         description="The document of `schemas/context.schema.json` without its bookkeeping (`seen`, `openings`, "
-        "`loose`), with two things added that depend on the present: `session_active`, and `age_ms` of each item "
-        "that is open or waiting. Fields at their default are left out. Times named `_ms` are ms since 1970 UTC.",
+        "`loose`, `due_ms`, `fired_ms`), with two things added that depend on the present: `session_active`, and "
+        "`age_ms` of each item that is open or waiting. Fields at their default are left out. Times named `_ms` are "
+        "ms since 1970 UTC.",
     )
     signals: list[dict[str, Any]] = Field(description="The customer's latest signals, oldest first, at most 20.")
     signals_as_of: AwareDatetime | None = Field(

@@ -1,7 +1,7 @@
 """Apply one interaction to one customer's context: the function that every event passes.
 
-The order matters and is this: known already? late? identifiers, session, place, item, timeline. What came
-out is a value: `Applied` with the facts, or `Duplicate`.
+The order matters and is this: known already? what was due before it; late? identifiers, session, place, item,
+deadlines, timeline. What came out is a value: `Applied` with the facts, or `Duplicate`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Raw, Struct
 
-from segue.core import handoffs, items, sessions, window
+from segue.core import handoffs, items, sessions, timeline, timers, window
 from segue.core.context import Context, Policy
 from segue.core.identity import rank_of_type
 from segue.core.ids import fingerprint
@@ -19,12 +19,17 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Applied(Struct, frozen=True, gc=False):
-    """The context changed. `raw` is the entry as it stands in the timeline."""
+    """The context changed. `raw` is the entry as it stands in the timeline.
+
+    `due` are the deadlines that passed before it, each a change of its own; `revision` is that after this one.
+    """
 
     facts: tuple[Fact, ...]
     raw: Raw
     previous: Place | None
     late: bool
+    revision: int
+    due: tuple[timers.Fired, ...] = ()
 
 
 class Duplicate(Struct, frozen=True):
@@ -46,8 +51,12 @@ def apply(context: Context, interaction: Interaction, policy: Policy) -> Applied
     if window.contains(context.seen, mark):
         return DUPLICATE
     context.seen = window.remember(context.seen, mark, policy.keep_ids)
+    at = entry.event_time_ms
+    due: tuple[timers.Fired, ...] = ()
+    if 0 < context.due_ms < at and at > context.stream_time_ms:
+        due = tuple(timers.fire(context, at - 1, entry.received_at_ms, policy))
     context.revision += 1
-    late = sessions.is_late(context, entry.event_time_ms, policy)
+    late = sessions.is_late(context, at, policy)
     facts = [Fact("customer.created")] if context.revision == 1 else []
     _identify(context, interaction, policy.keep_identifiers)
     session, opened = sessions.place(context, entry, late, policy)
@@ -56,7 +65,7 @@ def apply(context: Context, interaction: Interaction, policy: Policy) -> Applied
         entry.session_id = session.session_id
     here = context.current
     previous = None
-    if not late and entry.event_time_ms >= context.stream_time_ms:
+    if not late and at >= context.stream_time_ms:
         previous = None if here is None else Place(here.channel, here.since_ms, here.touchpoint)
         facts += handoffs.moved(context, entry, session)
     if entry.item is not None:
@@ -69,13 +78,16 @@ def apply(context: Context, interaction: Interaction, policy: Policy) -> Applied
         facts.append(Fact("wait", after=entry.touchpoint, value=float(entry.wait_ms)))
     if facts:
         handoffs.recorded(context, entry, facts, policy.keep_handoffs)
+    timers.watch_session(context, policy)
+    if entry.item is not None or entry.type in timers.WATCHED:
+        facts += timers.watch(context, entry, late, policy)
     entry.late = late
     raw = Raw(_encode(entry))
-    _append(context, entry.event_time_ms, raw, policy.keep_timeline)
+    timeline.add(context, at, raw, policy.keep_timeline)
     context.channels[entry.channel] = context.channels.get(entry.channel, 0) + 1
-    context.stream_time_ms = max(context.stream_time_ms, entry.event_time_ms)
+    context.stream_time_ms = max(context.stream_time_ms, at)
     context.received_at_ms = max(context.received_at_ms, entry.received_at_ms)
-    return Applied(tuple(facts), raw, previous, late)
+    return Applied(tuple(facts), raw, previous, late, context.revision, due)
 
 
 def _identify(context: Context, interaction: Interaction, keep: int) -> None:
@@ -91,24 +103,3 @@ def _identify(context: Context, interaction: Interaction, keep: int) -> None:
             known.append(KnownIdentifier(given.type, given.value, given.level, since))
     while len(known) > keep:  # every case has an id; of the weakest type the one known longest goes
         known.remove(max(known, key=lambda have: (rank_of_type(have.type), -have.since_ms)))
-
-
-class _At(Struct, gc=False):
-    event_time_ms: int
-
-
-_at = msgspec.json.Decoder(_At)
-
-
-def _append(context: Context, at: int, raw: Raw, keep: int) -> None:
-    """Add an entry in event-time order. Nearly always at the end; otherwise look back for its place."""
-    timeline = context.timeline
-    if at >= context.stream_time_ms:
-        timeline.append(raw)
-    else:
-        index = len(timeline)
-        while index and _at.decode(timeline[index - 1]).event_time_ms > at:
-            index -= 1
-        timeline.insert(index, raw)
-    if len(timeline) > keep:
-        del timeline[:-keep]

@@ -92,6 +92,18 @@ class Opening(Struct, omit_defaults=True, gc=False, array_like=True):
     repeated: bool = False
 
 
+class Deadline(Struct, frozen=True, omit_defaults=True, gc=False):
+    """A moment at which something is due (`core.timers`), and what is waited for."""
+
+    due_ms: int
+    since_ms: int = 0
+    channel: str | None = None
+    touchpoint: str | None = None
+    item: str | None = None
+    event_id: str | None = None
+    """The event that it was set by."""
+
+
 class Context(Struct, omit_defaults=True):
     """Everything whoever serves the customer next needs. Mutable: its one owner applies interactions to it."""
 
@@ -111,6 +123,12 @@ class Context(Struct, omit_defaults=True):
     """Calls and conversations that are open, with the time of their start in ms."""
     loose: list[Loose] = field(default_factory=list)
     """Work outside of every session within the grace."""
+    deadlines: dict[str, Deadline] = field(default_factory=dict)
+    """What is waited for: the end of the session, of a cart, checkout, form or queue, or an item by `kind:id`."""
+    due_ms: int = 0
+    """The earliest of the deadlines; 0 without any."""
+    fired_ms: int = 0
+    """The latest deadline that left an entry on the timeline."""
     items: dict[str, Item] = field(default_factory=dict)
     handoffs: list[Handoff] = field(default_factory=list)
     channels: dict[str, int] = field(default_factory=dict)
@@ -135,6 +153,8 @@ class Policy(Struct, frozen=True):
     hold_max_ms: int = 4 * 3_600_000
     """How long a call or conversation without an end holds a session. Telephone networks cut calls at four hours."""
     grace_ms: int = 10 * 60_000
+    abandoned_after_ms: dict[str, int] = field(default_factory=dict)
+    """How long an end is awaited, by what is awaited, where it is not as in `core.timers`."""
     recontact_ms: int = 7 * 86_400_000
     keep_sessions: int = 10
     keep_timeline: int = 50

@@ -21,10 +21,7 @@ extends one backwards, or bridges two into one, of which the earlier id survives
 
 from __future__ import annotations
 
-import msgspec
-from msgspec import Struct
-
-from segue.core import ids
+from segue.core import ids, timeline
 from segue.core.context import Context, Loose, Policy, Session
 from segue.core.interaction import Entry, Fact
 
@@ -138,8 +135,10 @@ def _opened(context: Context, entry: Entry, policy: Policy) -> tuple[Session, li
     )
     sessions.insert(index, session)
     context.holds = {what: since for what, since in context.holds.items() if since + policy.hold_max_ms >= at}
+    facts = [Fact("session.opened", after=session.session_id)]
+    facts += [closed_fact(gone) for gone in sessions[: -policy.keep_sessions] if not gone.closed]
     del sessions[: -policy.keep_sessions]
-    return session, [Fact("session.opened", after=session.session_id)]
+    return session, facts
 
 
 def _settled(context: Context, session: Session, policy: Policy) -> list[Fact]:
@@ -218,20 +217,34 @@ def _start(context: Context, thing: str, at: int) -> None:
         context.holds[thing] = max(at, context.holds.get(thing, at))
 
 
-class _Line(Struct, gc=False):
-    event_time_ms: int
-    type: str
-
-
-_line = msgspec.json.Decoder(_Line)
-
-
 def _ended_since(context: Context, thing: str, at: int) -> bool:
     """Whether the end of a call arrived before its start did."""
-    for raw in reversed(context.timeline):
-        line = _line.decode(raw)
-        if line.event_time_ms < at:
-            return False
-        if _ENDS.get(line.type) == thing:
-            return True
-    return False
+    return any(_ENDS.get(line.type) == thing for line in timeline.since(context, at))
+
+
+# --- closing
+
+
+def closes_at(session: Session, policy: Policy) -> int:
+    """When a session can no longer change: all that could join it would be late.
+
+    Rounded up to a thirtieth of the gap (a minute): with every event of an active customer it would move otherwise.
+    """
+    coarse = policy.session_gap_ms // 30 or 1
+    return ((session.until_ms + policy.grace_ms) // coarse + 1) * coarse
+
+
+def close(context: Context, at_ms: int, policy: Policy) -> Session | None:
+    """Close the first open session, if its time has come."""
+    session = next((each for each in context.sessions if not each.closed), None)
+    if session is None or closes_at(session, policy) > at_ms:
+        return None
+    session.closed = True
+    if session is context.sessions[-1]:
+        context.holds = {}
+    return session
+
+
+def closed_fact(session: Session) -> Fact:
+    length = session.last_event_at_ms - session.started_at_ms
+    return Fact("session.closed", after=session.session_id, value=float(length))

@@ -159,8 +159,8 @@ class _Comparison:
         """Compare keys of one shard at the position that they stand at now."""
         with reachable(), self._live.pipeline() as pipe:
             pipe.get(self._place.fence(shard, self._name))
-            pipe.mget(keys)
-            raw, found = pipe.execute()
+            _read(pipe, keys)
+            raw, *found = pipe.execute()
         tp = self.inputs.get(shard)
         if raw is None or tp is None:
             for key in keys:
@@ -170,9 +170,10 @@ class _Comparison:
         if fence.next_offset < self._engine.replay.position(tp):
             raise Unable(f"Redis went back in time while it was compared (shard {shard} of {self._name}); start again")
         self._engine.run({tp: fence.next_offset})
-        with reachable():
-            rebuilt: Any = self._scratch.mget(keys)
-        for key, one, other in zip(keys, rebuilt, found, strict=True):
+        with reachable(), self._scratch.pipeline() as pipe:
+            _read(pipe, keys)
+            rebuilt = pipe.execute()
+        for key, one, other in zip(keys, map(_bytes, rebuilt), map(_bytes, found), strict=True):
             kind = kind_of(key)
             pair = (_ownerless(one), _ownerless(other)) if kind == "fence" else (one, other)
             report.add(kind, difference(key, *pair))
@@ -186,6 +187,23 @@ class _Comparison:
 
 def _unseen(phase: str, done: int, total: int) -> None:
     """No progress is shown for the few records that arrive while comparing."""
+
+
+def _read(pipe: Any, keys: list[str]) -> None:
+    """Ask for the keys' values: documents and counters are strings, the index of deadlines is a sorted set."""
+    for key in keys:
+        if kind_of(key) == "wake":
+            pipe.zrange(key, 0, -1, withscores=True)
+        else:
+            pipe.get(key)
+
+
+def _bytes(value: Any) -> bytes | None:
+    """A value as the bytes to compare; a sorted set as JSON, and none when it is empty."""
+    if isinstance(value, list):
+        return msgspec.json.encode({member.decode(): int(at) for member, at in value}) if value else None
+    found: bytes | None = value
+    return found
 
 
 def _ownerless(raw: bytes | None) -> bytes | None:
@@ -246,9 +264,11 @@ def _by_shard(keys: Iterator[str]) -> Iterator[tuple[str, str, list[str]]]:
 def _absent(keys: Iterator[str], live: redis.Redis) -> Iterator[str]:
     """Those keys that the live Redis does not have."""
     for chunk in _chunks(keys, _SCAN):
-        with reachable():
-            there: Any = live.mget(chunk)
-        yield from (key for key, raw in zip(chunk, there, strict=True) if raw is None)
+        with reachable(), live.pipeline(transaction=False) as pipe:
+            for key in chunk:
+                pipe.exists(key)
+            there = pipe.execute()
+        yield from (key for key, found in zip(chunk, there, strict=True) if not found)
 
 
 def _compare_identity(

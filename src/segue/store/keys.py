@@ -58,6 +58,10 @@ class Layout(Struct, frozen=True, omit_defaults=True):
     def stats(self, shard: str, processor: str) -> str:
         return f"{self.prefix(shard)}stats:{processor}"
 
+    def wake(self, shard: str, processor: str) -> str:
+        """A sorted set: the customers who have a deadline, by when it is reached (ms)."""
+        return f"{self.prefix(shard)}wake:{processor}"
+
     def changes(self, shard: str) -> str:
         """The publish-subscribe channel that names changed customers of a shard."""
         return f"{self.prefix(shard)}changes"

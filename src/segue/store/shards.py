@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import orjson
 import redis
-from msgspec import Struct
+from msgspec import Struct, field
 
 from segue.errors import StoreUnavailable, WentBack
 from segue.metrics import FORGOTTEN_MS, decode
@@ -48,6 +48,8 @@ class Write(Struct):
     stats: Counter[str]
     changed: list[tuple[str, int]]
     """Customer keys and revisions, for those who watch."""
+    wake: dict[str, int] = field(default_factory=dict)
+    """Customers whose earliest deadline changed: when it is reached (ms), 0 when there is none any more."""
 
 
 class ShardStore:
@@ -156,6 +158,7 @@ class ShardStore:
         documents = iter(write.documents.items())
         while some := list(islice(documents, _MSET)):
             yield "MSET", *(part for key, raw in some for part in (prefix + key, raw))
+        yield from self._wakes(write)
         counts = orjson.dumps(write.stats, option=orjson.OPT_SORT_KEYS)
         yield (
             "MSET",
@@ -164,6 +167,30 @@ class ShardStore:
         )
         if write.changed:
             yield "PUBLISH", layout.changes(shard), orjson.dumps(write.changed)
+
+    def _wakes(self, write: Write) -> Iterator[tuple[Any, ...]]:
+        key = self.layout.wake(write.shard, self.processor)
+        ends = [customer for customer, at in write.wake.items() if not at]
+        if ends:
+            yield "ZREM", key, *ends
+        if len(ends) < len(write.wake):
+            yield "ZADD", key, *(part for customer, at in write.wake.items() if at for part in (at, customer))
+
+    def awake(self, shards: list[str], until_ms: int, most: int) -> dict[str, list[str]]:
+        """The customers whose earliest deadline is reached by `until_ms`, the earliest first, by shard."""
+        with reachable(), self._redis.pipeline(transaction=False) as pipe:
+            for shard in shards:
+                pipe.zrangebyscore(self.layout.wake(shard, self.processor), "-inf", until_ms, 0, most)
+            found = pipe.execute()
+        return {shard: [key.decode() for key in keys] for shard, keys in zip(shards, found, strict=True) if keys}
+
+    def complete_until(self, processor: str) -> int:
+        """Until when (ms) another processor has applied everything it received; 0 while a shard of it is silent."""
+        with reachable(), self._redis.pipeline(transaction=False) as pipe:
+            pipe.hgetall(self.layout.progress(processor))
+            pipe.smembers(self.layout.shards(processor))
+            told, shards = pipe.execute()
+        return min((int(told.get(shard, 0)) for shard in shards), default=0)
 
     def forget_the_gone(self, now_ms: int) -> None:
         """Drop the metrics of processes that have long ended; each start under a new name leaves some."""

@@ -104,6 +104,20 @@ def test_the_core_knows_nothing_but_value_types(file: Path) -> None:
     assert {name.split(".")[0] for name in imports_of(file)} & touching == set()
 
 
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_whoever_writes_interactions_asks_the_layout_for_their_topic(file: Path) -> None:
+    """A rebuild for another number of partitions gives them another (docs/adr/0008)."""
+    named = [
+        node.lineno
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "Output"
+        and any(isinstance(given, ast.Name) and given.id == "INTERACTIONS" for given in node.args)
+    ]
+    assert named == [], "take `layout.interactions`"
+
+
 @pytest.mark.parametrize("library", ONLY_IN)
 def test_a_library_is_known_in_one_place(library: str) -> None:
     users = {name_of(file) for file in FILES if library in {name.split(".")[0] for name in imports_of(file)}}

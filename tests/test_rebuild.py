@@ -21,10 +21,11 @@ import redis
 
 from segue import runtime
 from segue.errors import SegueError, SettingsError
+from segue.log.port import Output
 from segue.rebuild import switch
 from segue.rebuild.lease import Lease, LeaseLost
 from segue.rebuild.switch import drop_old, rebuild
-from segue.rebuild.verify import scratch, verify
+from segue.rebuild.verify import Unable, scratch, verify
 from segue.settings import Settings
 from segue.store.connect import layout
 from segue.store.keys import HOLD, REBUILD, Layout
@@ -211,6 +212,7 @@ def test_after_another_number_of_partitions_an_emptied_redis_is_restored_from_th
 KILLED = """
 import os, signal, sys
 from segue.cli import main
+from segue.log.port import Output
 from segue.rebuild import switch
 owner, _, name = "{point}".rpartition(".")
 owner = switch._NewEpoch if owner else switch.runtime
@@ -276,6 +278,21 @@ def test_a_hold_that_was_lost_switches_nothing(settings: Settings, redis_client:
     with pytest.raises(LeaseLost, match=HOLD):
         rebuild(settings, log, redis_client, 4, lambda *_: None, say)
     assert layout(redis_client) == before
+
+
+def test_a_log_that_lost_its_start_is_refused_and_nothing_changes(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    if settings.kafka is not None:
+        pytest.skip("the embedded log is cut by hand")
+    log = runtime.open_log(settings)
+    before = runtime.lay_out(settings, log, redis_client)
+    log.append([Output(before.interactions, b"k", b"%d" % n, 0) for n in range(3)])
+    with log._file.transaction():  # type: ignore[attr-defined]
+        log._file.db.execute("DELETE FROM records WHERE offset = 0")  # type: ignore[attr-defined]
+    with pytest.raises(Unable, match="no longer holds its first records"):
+        rebuilt(settings, redis_client, 4)
+    assert (layout(redis_client), redis_client.exists(HOLD, REBUILD)) == (before, 0)
 
 
 def test_a_process_that_starts_with_another_number_of_partitions_is_refused(

@@ -84,6 +84,17 @@ def test_a_lost_a_foreign_and_a_stolen_key_are_found(stack: EmbeddedStack) -> No
     assert report.differing == {"ctx": 2, "identity": 1}
 
 
+def test_what_cannot_be_compared_is_not_called_the_same(stack: EmbeddedStack) -> None:
+    with redis.Redis.from_url(stack.valkey.url) as live:
+        live.zadd(layout(live).document("2", "ctx", "somebody"), {"a": 1})
+        live.hset(layout(live).owner(1, "user_id:nobody"), "a", "b")
+        report = compared(stack.settings, live)
+    assert report.differing == {"ctx": 1}
+    assert report.first is not None
+    assert report.first.path == "$ (a zset: not compared)"
+    assert report.unconfirmed == 1
+
+
 def test_no_value_is_told_unless_asked_for() -> None:
     one, other = {"items": {"a": {"title": "Lin's parcel"}}}, {"items": {"a": {"title": "Lin's parcels"}}}
     found = difference("segue:1:{2}:ctx:key", orjson.dumps(one), orjson.dumps(other))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -106,12 +106,12 @@ def _progress() -> Iterator[_Bars | _Lines]:
         yield _Lines()
         return
     columns = (TextColumn("{task.description:10}"), BarColumn(), TextColumn("{task.fields[told]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+    with Progress(*columns, console=console) as progress:
         yield _Bars(progress)
 
 
 class _Rate:
-    """How fast each phase goes."""
+    """How far each phase is, how fast it goes, and how long it has to go."""
 
     def __init__(self) -> None:
         self._began: dict[str, float] = {}
@@ -119,7 +119,8 @@ class _Rate:
     def told(self, phase: str, done: int, total: int) -> str:
         began = self._began.setdefault(phase, time.monotonic())
         rate = done / max(time.monotonic() - began, 0.001)
-        return f"{done:,} of {total:,} ({rate:,.0f}/s)"
+        left = "" if done >= total or not rate else f", {(total - done) / rate:,.0f} s left"
+        return f"{done:,} of {total:,} ({rate:,.0f}/s{left})"
 
 
 class _Bars:

@@ -27,7 +27,7 @@ from segue.log.port import TP, Log, Record
 from segue.rebuild.copy import Copy
 from segue.rebuild.lease import Lease
 from segue.rebuild.replay import BATCH_RECORDS, SilentEngine
-from segue.rebuild.verify import Progress, Unable, check_kept, fences, scan
+from segue.rebuild.verify import Progress, Unable, check_kept, check_same, fences, scan
 from segue.settings import Settings
 from segue.store.connect import layout, reachable
 from segue.store.identity import IdentityIndex
@@ -67,8 +67,8 @@ def rebuild(
     """
     began = time.monotonic()
     with _only_one(client) as lock:
-        before = layout(client)
-        runtime.lay_out(settings, source, client)
+        layout(client)  # a Redis that was never laid out has nothing to rebuild: this says so
+        before = runtime.lay_out(settings, source, client)
         place = next_layout(before, partitions)
         check_kept(source, [before.interactions, JOURNEY_STEPS])
         say(f"rebuilding for {place.partitions} partitions, epoch {place.epoch}; epoch {before.epoch} stays live")
@@ -140,6 +140,13 @@ class _NewEpoch:
             for name in runtime.PROCESSORS
         }
         self._ends: dict[str, int] = {}
+        self._check_same(settings)
+
+    def _check_same(self, settings: Settings) -> None:
+        for name in self._engines:
+            live = SilentEngine(name, settings, self._source, self._client, self._before, lambda _: None)
+            check_same(self._source, live, fences(self._client, self._before, name, list(live.inputs)))
+            live.close()
 
     @property
     def records(self) -> int:

@@ -90,6 +90,19 @@ def check_kept(source: Log, topics: list[str]) -> None:
             )
 
 
+def check_same(source: Log, engine: SilentEngine, found: dict[str, Fence]) -> None:
+    """Raise Unable when the live fences are of other topics than there are now, or beyond their ends."""
+    topics = sorted({topic for topic, _ in engine.inputs.values()})
+    ids = {topic: engine.replay.topic_id(topic) for topic in topics}
+    ends = {topic: source.bounds(topic) for topic in topics}
+    for shard, fence in found.items():
+        topic, partition = engine.inputs[shard]
+        if fence.topic_id != ids[topic]:
+            raise Unable(f"{topic} was deleted and made anew: what the state was made of is gone")
+        if fence.next_offset > ends[topic][partition][1]:
+            raise Unable(f"{topic} ends before what Redis says was read of it: the log has lost records")
+
+
 @contextmanager
 def scratch() -> Iterator[redis.Redis]:
     """An empty Redis of our own, gone at the end: the embedded Valkey, which here need not survive anything."""
@@ -137,16 +150,8 @@ class _Comparison:
 
     def check(self) -> None:
         """Raise Unable when the log does not hold what the live state was made of."""
-        topics = sorted({topic for topic, _ in self.inputs.values()})
-        check_kept(self._source, topics)
-        ids = {topic: self._engine.replay.topic_id(topic) for topic in topics}
-        ends = {topic: self._source.bounds(topic) for topic in topics}
-        for shard, fence in self._found.items():
-            topic, partition = self.inputs[shard]
-            if fence.topic_id != ids[topic]:
-                raise Unable(f"{topic} was deleted and made anew: what the state was made of is gone")
-            if fence.next_offset > ends[topic][partition][1]:
-                raise Unable(f"{topic} ends before what Redis says was read of it: the log has lost records")
+        check_kept(self._source, sorted({topic for topic, _ in self.inputs.values()}))
+        check_same(self._source, self._engine, self._found)
 
     def catch_up(self, progress: Progress) -> None:
         """Rebuild up to where the live state stood at the start."""
@@ -176,7 +181,13 @@ class _Comparison:
         for key, one, other in zip(keys, map(_bytes, rebuilt), map(_bytes, found), strict=True):
             kind = kind_of(key)
             pair = (_ownerless(one), _ownerless(other)) if kind == "fence" else (one, other)
-            report.add(kind, difference(key, *pair))
+            report.add(kind, self._other_than_text(key) if pair == (None, None) else difference(key, *pair))
+
+    def _other_than_text(self, key: str) -> Difference | None:
+        """MGET passes over what is no string: say so rather than call it the same."""
+        with reachable():
+            found: Any = self._live.type(key)
+        return None if found == b"none" else Difference(key, f"$ (a {found.decode()}: not compared)", MISSING, MISSING)
 
     def close(self) -> None:
         self._engine.close()

@@ -140,16 +140,17 @@ class _Bars:
 
 class _Lines:
     def __init__(self) -> None:
-        self._rate, self._phase, self._next = _Rate(), "", 0.0
+        self._rate, self._next = _Rate(), 0.0
+        self._last = ("", 0, False)
 
     def say(self, words: str) -> None:
         print(words, file=sys.stderr, flush=True)
 
     def __call__(self, phase: str, done: int, total: int) -> None:
         ended = done >= total
-        if not ended and phase == self._phase and time.monotonic() < self._next:
+        if (phase, done, ended) == self._last or (
+            not ended and phase == self._last[0] and time.monotonic() < self._next
+        ):
             return
-        told = self._rate.told(phase, done, total)
-        if (phase, ended) != (self._phase, True):
-            print(f"{phase}: {told}", file=sys.stderr, flush=True)
-        self._phase, self._next = phase, time.monotonic() + LINE_EVERY_S
+        print(f"{phase}: {self._rate.told(phase, done, total)}", file=sys.stderr, flush=True)
+        self._last, self._next = (phase, done, ended), time.monotonic() + LINE_EVERY_S

@@ -226,7 +226,8 @@ class _NewEpoch:
             for tp in polled.ended:
                 left.pop(tp, None)
             self._progress("identity", read, max(read, total))
-        self._progress("identity", read, read)
+        if read:
+            self._progress("identity", read, read)
         reader.close()
 
     # --- copying, for another number of partitions

@@ -299,6 +299,7 @@ def _compare_identity(
             claimed.discard(key)
             report.add("identity", difference(key, one, other))
         progress("identity", report.compared["identity"], report.compared["identity"] + len(claimed))
+    progress("identity", report.compared["identity"], report.compared["identity"])
     report.unconfirmed = len(claimed)
 
 

@@ -15,12 +15,9 @@ A crash between 3 and 4, a Redis that went back in time and an empty Redis are a
 from __future__ import annotations
 
 import time
-import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from heapq import merge as in_time_order
-from itertools import islice
 from typing import Any, Protocol
 
 import msgspec
@@ -33,7 +30,8 @@ from segue.errors import Fenced, LogUnavailable, MemberLost, SegueError, StoreUn
 from segue.log.port import TP, Log, Member, Output, Polled, Record
 from segue.merge import TimeMerge
 from segue.metrics import Meter, Snapshot
-from segue.rejections import Limit, Rejections
+from segue.quarantine import Quarantine
+from segue.rejections import Limit
 from segue.store.shards import Fence, ShardStore, Write, encode_fence
 
 REPORT_S = 0.2
@@ -48,8 +46,6 @@ TIMERS_S = 0.2
 """How often the processor is asked for what time has made due: a fifth of the second it may take."""
 _POLL_S = 0.1
 _BACKOFF_S = (0.2, 5.0)
-_REMIND_S = 60.0
-"""How often a stopped partition is logged."""
 
 log = structlog.get_logger()
 
@@ -82,13 +78,6 @@ class Shard(Struct):
         if not attempts(record.headers()):  # one that an operator sent again says nothing of those around it
             self.refused.append(record.offset())
         return dead_letter(record, why, stage)
-
-
-class Stop(Struct, frozen=True):
-    """A partition that is not read from `offset` on: too much of it was refused."""
-
-    offset: int
-    why: str
 
 
 class _Failed(Exception):
@@ -163,7 +152,6 @@ class Engine:
         """`stands` says whether the layout that this engine works in is still the one to work in."""
         self.processor, self._log, self._store, self._instance = processor, source, store, instance
         self._stop, self._batch, self._cache, self._clock = stop, batch_records, cache_documents, clock
-        self._limit = limit or Limit()
         self._stands, self.superseded = stands, False
         self.meter = Meter()
         self._member: Member | None = None
@@ -175,11 +163,7 @@ class Engine:
         self._caught_up: dict[str, int] = {}
         self._moved: dict[TP, float] = {}
         self._pending: dict[TP, int] = {}
-        self._rejections: dict[TP, Rejections] = {}
-        self._stops: dict[TP, Stop] = {}
-        self._faulty: dict[TP, dict[int, str]] = {}
-        self._chunk: int | None = None
-        self._remind_at = 0.0
+        self._quarantine = Quarantine(processor.name, limit or Limit())
         self._committed_at = 0.0
         self._report_at = 0.0
         self._timers_at = 0.0
@@ -217,8 +201,8 @@ class Engine:
         for tp in polled.revoked:
             self._drop(tp)
             self._waiting.discard(tp)
-            for kept in (self._stops, self._rejections, self._faulty, self._moved):
-                kept.pop(tp, None)
+            self._quarantine.forget(tp)
+            self._moved.pop(tp, None)
         self._waiting.update(polled.assigned)
         self._moved |= dict.fromkeys(polled.assigned, time.monotonic())
         if self._waiting:
@@ -269,7 +253,7 @@ class Engine:
 
     def _turns(self, member: Member, records: dict[TP, list[Record]]) -> None:
         """Apply the records: those committed before (a replay) without emitting, then the new ones."""
-        if self._stops:
+        if self._quarantine.stops:
             records = self._short_of_stops(member, records)
         silent: dict[TP, list[Record]] = {}
         loud: dict[TP, list[Record]] = {}
@@ -285,25 +269,13 @@ class Engine:
             if len(old) < len(batch):
                 loud[tp] = batch[len(old) :]
         for turn, emit in ((silent, False), (loud, True)):
-            for part in self._parts(turn):
+            for part in self._quarantine.parts(turn):
                 if not self._guarded(member, part, emit):
                     # What is read again comes first: nothing of this poll may overtake it.
                     self._to_restore(member, [tp for tp in records if tp in self._shards])
-                    if self._chunk is not None:
+                    if self._quarantine.searching:
                         self._restore(member)
                     return
-
-    def _parts(self, turn: dict[TP, list[Record]]) -> Iterator[dict[TP, list[Record]]]:
-        """The turn as it is; in received order and small pieces while the record is sought that a bug hangs on."""
-        if turn and self._chunk is None:
-            yield turn
-            return
-        records = in_time_order(*turn.values(), key=lambda record: record.timestamp()[1])
-        while chunk := list(islice(records, self._chunk)):
-            part: dict[TP, list[Record]] = {}
-            for record in chunk:
-                part.setdefault((record.topic(), record.partition()), []).append(record)
-            yield part
 
     def _guarded(self, member: Member, records: dict[TP, list[Record]], emit: bool) -> bool:
         """Do a turn. Returns False when some of its partitions must be read again."""
@@ -320,19 +292,19 @@ class Engine:
             self._to_restore(member, records)
             raise
         except _Failed as error:
-            self._narrow_down(records, error)
+            self.meter.counts["failed"] += self._quarantine.narrow_down(records, error.__cause__ or error)
             self._to_restore(member, records)
         else:
-            if self._chunk is not None:
-                self._chunk = None if self._chunk >= self._batch else self._chunk * 2
+            self._quarantine.went_well(self._batch)
         return self._shards.keys() >= records.keys()
 
     def _turn(self, member: Member, records: dict[TP, list[Record]], emit: bool) -> None:
         shards = {tp: self._shards[tp] for tp in records}
-        sound, letters = self._set_aside(shards, records) if self._faulty else (records, [])
+        sound, letters = self._set_aside(shards, records)
         offsets = {tp: found[-1].offset() + 1 for tp, found in records.items()}
         outputs, writes = self._apply(shards, sound, offsets)
-        rejections = self._within_limit(shards, records, emit)
+        refused = {tp: shard.refused for tp, shard in shards.items() if shard.refused}
+        rejections = self._quarantine.within_limit(records, refused, emit)
         if rejections is None:
             self._to_restore(member, records)
             return
@@ -340,7 +312,6 @@ class Engine:
             self._commit(member, letters + outputs, offsets)
         elif letters:  # the core took them when they were committed; now it does not, and that is lost nowhere else
             member.commit(letters, {tp: shard.emit_from for tp, shard in shards.items()})
-        refused = sum(len(shard.refused) for shard in shards.values()) if emit else 0
         surprised = self._store.write(writes)
         now = self._clock()
         for write, shard in zip(writes, shards.values(), strict=True):
@@ -352,12 +323,11 @@ class Engine:
             shard.dirty.clear()
             shard.wake.clear()
             shard.received_ms.clear()
-            shard.refused.clear()
+            shard.refused = []
         self._moved |= dict.fromkeys(shards, time.monotonic())
-        self._rejections |= rejections
-        if self._faulty:
-            self._forget_faults(offsets)
-        self.meter.counts["rejected"] += refused
+        self._quarantine.counted(rejections, offsets)
+        if emit:
+            self.meter.counts["rejected"] += sum(map(len, refused.values()))
         self.meter.counts["applied" if emit else "replayed"] += sum(len(found) for found in records.values())
         if surprised:
             log.warning(
@@ -366,6 +336,20 @@ class Engine:
             self.meter.counts["fence_surprises"] += len(surprised)
             self._to_restore(member, [tp for tp, shard in shards.items() if shard.name in surprised])
         self._trim()
+
+    def _set_aside(
+        self, shards: dict[TP, Shard], records: dict[TP, list[Record]]
+    ) -> tuple[dict[TP, list[Record]], list[Output]]:
+        """Split off the records that are known to fail. Returns the others and their dead letters."""
+        letters = []
+        sound = dict(records)
+        for tp, failing in self._quarantine.failing(records).items():
+            sound[tp] = [record for record in records[tp] if record.offset() not in failing]
+            for record in records[tp]:
+                if record.offset() in failing:
+                    detail = f"{failing[record.offset()]} in {self.processor.name}, see its log; replay after a fix"
+                    letters.append(shards[tp].refuse(record, Rejected("processing", "$", detail), self.processor.name))
+        return sound, letters
 
     def _apply(
         self, shards: dict[TP, Shard], records: dict[TP, list[Record]], offsets: dict[TP, int]
@@ -423,97 +407,17 @@ class Engine:
                 for key in list(shard.documents)[: len(shard.documents) // 2]:
                     del shard.documents[key]
 
-    # --- records that the processor cannot take, and too many of those it refuses
-
-    def _narrow_down(self, records: dict[TP, list[Record]], failed: _Failed) -> None:
-        """Have the next turns smaller, by halves; the record that fails alone will be set aside."""
-        cause = failed.__cause__
-        assert cause is not None
-        count = sum(len(found) for found in records.values())
-        # Never the message: it may quote the record.
-        what = {"processor": self.processor.name, "error": type(cause).__name__, "at": _places(cause)}
-        if count > 1:
-            log.warning("processing failed; looking for the record", records=count, **what)
-        else:
-            ((tp, (record,)),) = records.items()
-            if record.offset() in self._faulty.get(tp, ()):
-                raise cause  # without any record it fails too
-            log.error("a record fails alone: it becomes a dead letter", of=_name(tp), offset=record.offset(), **what)
-            self._faulty.setdefault(tp, {})[record.offset()] = type(cause).__name__
-            self.meter.counts["failed"] += 1
-        self._chunk = max(1, count // 2)
-
-    def _set_aside(
-        self, shards: dict[TP, Shard], records: dict[TP, list[Record]]
-    ) -> tuple[dict[TP, list[Record]], list[Output]]:
-        """Split off the records that are known to fail. Returns the others and their dead letters."""
-        letters = []
-        sound = dict(records)
-        for tp in self._faulty.keys() & records.keys():
-            known = self._faulty[tp]
-            sound[tp] = [record for record in records[tp] if record.offset() not in known]
-            for record in records[tp]:
-                if record.offset() in known:
-                    detail = f"{known[record.offset()]} in {self.processor.name}, see its log; replay after a fix"
-                    letters.append(shards[tp].refuse(record, Rejected("processing", "$", detail), self.processor.name))
-        return sound, letters
-
-    def _forget_faults(self, offsets: dict[TP, int]) -> None:
-        for tp in self._faulty.keys() & offsets.keys():
-            left = {offset: error for offset, error in self._faulty[tp].items() if offset >= offsets[tp]}
-            if left:
-                self._faulty[tp] = left
-            else:
-                del self._faulty[tp]
-
-    def _within_limit(
-        self, shards: dict[TP, Shard], records: dict[TP, list[Record]], emit: bool
-    ) -> dict[TP, Rejections] | None:
-        """Count what was refused; None when that is too much of some partition, whose stop is noted.
-
-        In a replay only failures count: what was refused then was counted then.
-        """
-        counted = {}
-        within = True
-        for tp, shard in shards.items():
-            refused = set(shard.refused) if emit else self._faulty.get(tp, {}).keys() & set(shard.refused)
-            at = [n for n, record in enumerate(records[tp]) if record.offset() in refused] if refused else ()
-            before = self._rejections.get(tp) or Rejections()
-            counted[tp], over = before.after(len(records[tp]), at, self._limit)
-            if over is not None:
-                self._stops[tp] = Stop(records[tp][over.position].offset(), over.why)
-                self._remind_at = 0.0
-                within = False
-        return counted if within else None
-
     def _short_of_stops(self, member: Member, records: dict[TP, list[Record]]) -> dict[TP, list[Record]]:
         """Leave out what lies beyond the stops; a partition that has come to its stop holds up no other."""
-        short = dict(records)
-        for tp in self._stops.keys() & records.keys():
-            short[tp] = [record for record in records[tp] if record.offset() < self._stops[tp].offset]
-            if len(short[tp]) < len(records[tp]):
+        short = self._quarantine.short_of_stops(records)
+        for tp in self._quarantine.stops.keys() & records.keys():
+            if len(short.get(tp, ())) < len(records[tp]):
                 member.pause(tp)
                 self._ended.discard(tp)
                 self._resting.discard(tp)
                 if self._merge is not None:
                     self._merge.drop(tp)
-            if not short[tp]:
-                del short[tp]
         return short
-
-    def _remind(self) -> None:
-        """Say of each stopped partition that it is."""
-        self._remind_at = time.monotonic() + _REMIND_S
-        for tp, stop in self._stops.items():
-            log.error(
-                "stopped: too many records refused",
-                processor=self.processor.name,
-                of=_name(tp),
-                offset=stop.offset,
-                why=stop.why,
-                remedy="`segue dlq ls` shows them; mend the sender or the deployment and restart, or let them "
-                "through by SEGUE_REJECT_RUN and SEGUE_REJECT_SHARE (docs/dead-letters.md)",
-            )
 
     # --- taking over, restoring, giving up
 
@@ -599,8 +503,9 @@ class Engine:
                     self._drop(tp)
                 self._member.close()
                 self._member = None
-                for kept in (self._waiting, self._stops, self._rejections, self._faulty, self._moved):
-                    kept.clear()
+                self._waiting.clear()
+                self._moved.clear()
+                self._quarantine.clear()
         until = time.monotonic() + wait
         while time.monotonic() < until and not self._stop():
             time.sleep(0.05)
@@ -611,8 +516,7 @@ class Engine:
         if time.monotonic() < self._report_at:
             return
         self._report_at = time.monotonic() + REPORT_S
-        if self._stops and time.monotonic() > self._remind_at:
-            self._remind()
+        self._quarantine.remind()
         behind = now - min((self._caught_up.get(s.name, 0) for s in self._shards.values()), default=now)
         snapshot = Snapshot(
             processor=self.processor.name,
@@ -623,7 +527,7 @@ class Engine:
             latency_sum_ms=self.meter.latency_sum_ms,
             owned=len(self._shards),
             behind_ms=min(behind, 86_400_000),
-            stopped=len(self._stops),
+            stopped=len(self._quarantine.stops),
             restoring=len(self._waiting) + sum(s.emit_from > s.next_offset for s in self._shards.values()),
             stalled_ms=self._stalled_ms(),
         )
@@ -631,15 +535,5 @@ class Engine:
         self.superseded = self.superseded or not self._stands()
 
     def _stalled_ms(self) -> int:
-        moving = (moved for tp, moved in self._moved.items() if tp not in self._stops)
+        moving = (moved for tp, moved in self._moved.items() if tp not in self._quarantine.stops)
         return int((time.monotonic() - min(moving, default=time.monotonic())) * 1000)
-
-
-def _name(tp: TP) -> str:
-    return f"{tp[0]}-{tp[1]}"
-
-
-def _places(error: BaseException) -> list[str]:
-    """Where it was raised, innermost last: files, lines and functions, no values."""
-    frames = traceback.extract_tb(error.__traceback__)[-4:]
-    return [f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno} {frame.name}" for frame in frames]

@@ -1,22 +1,25 @@
 """context: `segue.interactions` to the context documents in Redis and `segue.journey-steps`.
 
-Calls `segue.core.apply.apply` for each interaction of a customer, in order. One journey step goes out per
-applied interaction and per deadline that passed; a duplicate changes nothing and emits nothing. For customers whose
-deadline the clock has reached it appends a `segue.timer.due` record to its own input (docs/adr/0009).
+Calls `segue.core.apply.apply` for each interaction of a customer, in order, and `segue.core.family` for each step of a
+merge. One journey step goes out per applied interaction and per deadline that passed; a duplicate changes nothing and
+emits nothing. For customers whose deadline the clock has reached it appends a `segue.timer.due` record to its own input
+(docs/adr/0009).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
 import msgspec
+from msgspec import Raw
 
-from segue.core import timers
+from segue.core import family, ids, timers
 from segue.core.apply import Applied, apply, new_context
 from segue.core.context import Context, Policy, decoder, encoder
 from segue.core.event import Rejected
-from segue.core.interaction import Fact, Interaction, Step
+from segue.core.interaction import Actor, Entry, Fact, Interaction, Step
+from segue.core.lineage import Transfer
 from segue.core.timers import Fired, TimerDue
 from segue.engine import Shard, load_missing
 from segue.log.port import TP, Output, Record
@@ -24,9 +27,8 @@ from segue.store.shards import Fence, ShardStore
 from segue.topics import INTERACTIONS, JOURNEY_STEPS
 
 _decode = msgspec.json.Decoder(Interaction).decode
-_decode_timer = msgspec.json.Decoder(TimerDue).decode
-_encode_timer = msgspec.json.Encoder().encode
-_encode_step = msgspec.json.Encoder().encode
+_decode_other = msgspec.json.Decoder(TimerDue | Transfer).decode
+_encode = msgspec.json.Encoder().encode
 
 MAX_TOUCHPOINTS = 500
 """Touchpoints counted by name per shard; a sender that makes up new ones for ever fills `(more)`."""
@@ -34,7 +36,8 @@ MAX_TOUCHPOINTS = 500
 MOST_DUE = 500
 """Timer records per shard and look: a million sessions that end at once do not keep events waiting."""
 
-Read = Interaction | TimerDue | Output
+Read = Interaction | TimerDue | Transfer | Output
+"""A record decoded; an `Output` is the dead letter that became of it."""
 
 
 class ContextProcessor:
@@ -44,9 +47,12 @@ class ContextProcessor:
 
     def __init__(self, store: ShardStore, policy: Policy) -> None:
         self._store, self._policy = store, policy
-        self.topics: Sequence[str] = (store.layout.interactions,)
+        self._interactions = store.layout.interactions
+        self.topics: Sequence[str] = (self._interactions,)
         self._steps_alike = store.layout.step_partitions == store.layout.partitions
         self._complete_ms = 0
+        self._kin: set[str] = set()
+        """Customers whose document knows of a merge, as far as it was seen here: their parts are loaded too."""
 
     def shard_of(self, tp: TP) -> str:
         return str(tp[1])
@@ -60,7 +66,8 @@ class ContextProcessor:
             return _decode(raw)
         except msgspec.DecodeError as error:
             with suppress(msgspec.DecodeError):
-                return _decode_timer(raw)
+                other: TimerDue | Transfer = _decode_other(raw)
+                return other
             why = Rejected("not_an_interaction", "$", f"{error}; only resolve writes to {INTERACTIONS}")
             return shard.refuse(record, why, self.name)
 
@@ -71,7 +78,32 @@ class ContextProcessor:
             for found in decoded
             if not isinstance(found, Output)
         )
-        load_missing(self._store, needed, decoder.decode)
+        load_missing(self._store, needed, self._loaded)
+        if self._kin:
+            load_missing(self._store, self._parts(batch), decoder.decode)
+
+    def _loaded(self, raw: bytes) -> Context:
+        context = decoder.decode(raw)
+        if context.kin is not None:
+            self._kin.add(context.customer_key)
+        return context
+
+    def _parts(self, batch: list[tuple[Shard, list[Read]]]) -> Iterator[tuple[Shard, str]]:
+        """The parts that the records of merged customers need."""
+        for shard, decoded in batch:
+            for found in decoded:
+                if isinstance(found, Output | TimerDue) or found.customer_key not in self._kin:
+                    continue
+                context = shard.documents.get(found.customer_key)
+                if context is None:
+                    continue
+                if isinstance(found, Interaction):
+                    part = family.touched(context, found)
+                    names = [] if part is None else [part]
+                else:
+                    names = [*family.parts_of(context), family.part_of(found.customer_key, found.merge.absorbed)]
+                for name in names:
+                    yield shard, name
 
     def apply(self, batch: list[tuple[Shard, list[Read]]]) -> list[Output]:
         outputs: list[Output] = []
@@ -81,6 +113,8 @@ class ContextProcessor:
                     self._one(shard, found, outputs)
                 elif isinstance(found, TimerDue):
                     self._timer(shard, found, outputs)
+                elif isinstance(found, Transfer):
+                    outputs += self._transfer(shard, found)
                 else:
                     outputs.append(found)
         return outputs
@@ -90,6 +124,11 @@ class ContextProcessor:
         context = shard.documents.get(key)
         if context is None:
             context = shard.documents[key] = new_context(key, entry)
+        elif context.kin is not None:
+            onwards = family.passed_on(context, interaction)
+            if onwards is not None:
+                outputs.append(Output(self._interactions, onwards.customer_key.encode(), _encode(onwards)))
+                return
         before = timers.wake_at(context, self._policy)
         outcome = apply(context, interaction, self._policy)
         stats = shard.stats
@@ -105,16 +144,18 @@ class ContextProcessor:
             stats["late"] += 1
         for fired in outcome.due:
             self._step(shard, key, fired, outputs)
-        self._step(shard, key, outcome, outputs)
+        self._step(shard, key, outcome, outputs, interaction.via)
         wake = timers.wake_at(context, self._policy)
         if wake != before:
             shard.wake[key] = wake
+        if context.kin is not None:
+            self._apply_to_part(shard, context, interaction)
 
     def _timer(self, shard: Shard, timer: TimerDue, outputs: list[Output]) -> None:
         """Fire what is due; nothing, when the deadline was cancelled, moved or fired meanwhile."""
         key, policy = timer.customer_key, self._policy
         context = shard.documents.get(key)
-        if context is None:
+        if context is None or (context.kin is not None and context.kin.into is not None):
             shard.wake[key] = 0
             return
         due = context.due_ms
@@ -124,12 +165,50 @@ class ContextProcessor:
             shard.dirty[key] = context
         shard.wake[key] = timers.wake_at(context, policy)
 
-    def _step(self, shard: Shard, key: str, change: Applied | Fired, outputs: list[Output]) -> None:
+    def _apply_to_part(self, shard: Shard, context: Context, interaction: Interaction) -> None:
+        """What a survivor is told, the part that it belongs to is told too; nothing is emitted for that."""
+        name, entry = family.touched(context, interaction), interaction.entry
+        if name is None:
+            return
+        part = shard.documents.get(name)
+        if part is None or not part.revision:
+            part = new_context(interaction.via or context.customer_key, entry)
+        entry.session_id, entry.late = None, False  # as it was before the survivor's session was written in
+        apply(part, interaction, self._policy)
+        shard.documents[name] = shard.dirty[name] = part
+
+    def _transfer(self, shard: Shard, transfer: Transfer) -> Iterator[Output]:
+        key = transfer.customer_key
+        moved = family.receive(transfer, shard.documents, self._policy)
+        shard.documents.update(moved.changed)
+        shard.dirty.update(moved.changed)
+        self._kin.update(moved.changed)
+        for name, document in moved.changed.items():
+            if name == document.customer_key:  # parts are not woken, nor is a stub
+                stub = document.kin is not None and document.kin.into is not None
+                shard.wake[name] = 0 if stub else timers.wake_at(document, self._policy)
+        for sent in moved.sent:
+            yield Output(self._interactions, sent.customer_key.encode(), _encode(sent))
+        if not moved.changed:
+            shard.stats[f"transfers_{'passed_on' if moved.sent else 'repeated'}"] += 1
+        if moved.facts:
+            count_facts(shard.stats, moved.facts)
+            context = moved.changed[key]
+            entry = _entry(context, transfer, moved.facts[0])
+            step = Step(key, context.revision, entry, tuple(moved.facts), customers=moved.customers)
+            yield self._stepped(shard, key, step)
+
+    def _step(
+        self, shard: Shard, key: str, change: Applied | Fired, outputs: list[Output], via: str | None = None
+    ) -> None:
         if change.facts:
             count_facts(shard.stats, change.facts)
-        step = Step(key, change.revision, change.raw, change.facts, change.previous)
+        step = Step(key, change.revision, change.raw, change.facts, change.previous, via)
+        outputs.append(self._stepped(shard, key, step))
+
+    def _stepped(self, shard: Shard, key: str, step: Step) -> Output:
         partition = shard.tp[1] if self._steps_alike else -1  # the customer's either way, at no cost
-        outputs.append(Output(JOURNEY_STEPS, key.encode(), _encode_step(step), partition))
+        return Output(JOURNEY_STEPS, key.encode(), _encode(step), partition)
 
     def due(self, shards: list[Shard], now_ms: int) -> list[Output]:
         """Timer records for the customers whose earliest deadline the clock has reached.
@@ -140,7 +219,7 @@ class ContextProcessor:
         reached, self._complete_ms = min(self._complete_ms, now_ms), self._store.complete_until("resolve")
         partitions = {shard.name: shard.tp[1] for shard in shards}
         return [
-            Output(self.topics[0], key.encode(), _encode_timer(TimerDue(key, reached)), partitions[name])
+            Output(self.topics[0], key.encode(), _encode(TimerDue(key, reached)), partitions[name])
             for name, keys in self._store.awake(list(partitions), reached, MOST_DUE).items()
             for key in keys
         ]
@@ -150,6 +229,14 @@ class ContextProcessor:
 
     def recover(self, shard: Shard, found: Fence | None) -> None:
         """Nothing beyond the documents: they and the fence stand or fall together."""
+
+
+def _entry(context: Context, transfer: Transfer, fact: Fact) -> Raw:
+    """The entry of a merge's step; it is in nobody's timeline. Its time is where the customer's events stand."""
+    merge = transfer.merge
+    name = f"{fact.fact}/{merge.survivor}/{merge.absorbed}/{transfer.command_id or merge.event_id}"
+    at = context.stream_time_ms or merge.at_ms
+    return Raw(_encode(Entry(ids.derive(ids.MERGE, name), fact.fact, "other", at, merge.at_ms, actor=Actor("system"))))
 
 
 def count_touchpoint(stats: dict[str, int], channel: str, touchpoint: str | None) -> None:
@@ -165,7 +252,7 @@ def count_touchpoint(stats: dict[str, int], channel: str, touchpoint: str | None
     stats[name] += 1
 
 
-def count_facts(stats: dict[str, int], facts: tuple[Fact, ...]) -> None:
+def count_facts(stats: dict[str, int], facts: Iterable[Fact]) -> None:
     """Count what `segue stats` shows. Items are counted once however often a thing happened to them."""
     for fact in facts:
         kind = fact.fact

@@ -5,13 +5,14 @@ Most steps match no rule and cost one look at their facts; only customers with a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
-from msgspec import Struct
+from msgspec import Raw, Struct
 
+from segue.core import signal_family as family
 from segue.core.event import Rejected
-from segue.core.interaction import Fact, StepView
+from segue.core.interaction import Fact, Step, StepView
 from segue.core.rules import Rule, RuleBook, SignalState, decoder, encoder
 from segue.deadletters import replayed_for
 from segue.engine import Shard, load_missing
@@ -21,6 +22,12 @@ from segue.topics import JOURNEY_STEPS, SIGNALS
 
 _decode = msgspec.json.Decoder(StepView).decode
 _encode = msgspec.json.Encoder().encode
+
+
+def _carrying(to: str, step: StepView, state: Raw) -> Output:
+    """A step that brings a state to another customer."""
+    carrying = Step(to, 0, Raw(_encode(step.entry)), signals=state)
+    return Output(JOURNEY_STEPS, to.encode(), _encode(carrying))
 
 
 class Found(Struct):
@@ -54,10 +61,12 @@ class Signals:
         except msgspec.DecodeError as error:
             why = Rejected("not_a_step", "$", f"{error}; only context writes to {JOURNEY_STEPS}")
             return shard.refuse(record, why, self.name)
-        if not step.facts:
+        if not step.facts and not step.signals:
             return None
         matches = self._rules.matching(step)
-        return Found(step, matches, replayed_for(record.headers()) == self.name) if matches else None
+        if not matches and not family.concerns_kin(step):
+            return None
+        return Found(step, matches, replayed_for(record.headers()) == self.name)
 
     def prepare(self, batch: list[tuple[Shard, list[Found | Output]]]) -> None:
         needed = (
@@ -79,19 +88,61 @@ class Signals:
         return outputs
 
     def _one(self, shard: Shard, found: Found, outputs: list[Output]) -> None:
-        key = found.step.customer_key
+        step, key = found.step, found.step.customer_key
         state = shard.documents.get(key)
         if state is None:
             state = shard.documents[key] = SignalState(key)
-        revision = found.step.revision
-        if not state.missed(revision) if found.replayed else revision <= state.revision:
+        revision = step.revision
+        if not step.signals and (not state.missed(revision) if found.replayed else revision <= state.revision):
             return  # this step was counted before
-        signals = self._rules.apply(state, found.step, found.matches)
         shard.dirty[key] = state
-        for signal in signals:
+        if family.concerns_kin(step):
+            outputs += self._kin(shard, state, step)
+        if state.waiting and found.matches:
+            state.revision = max(state.revision, step.revision)
+            family.park(state, step)
+        else:
+            outputs += self._count(shard, state, step, found.matches)
+        if state.parked:
+            for each in family.unparked(state):
+                outputs += self._count(shard, state, each, self._rules.matching(each))
+
+    def _count(
+        self, shard: Shard, state: SignalState, step: StepView, matches: list[tuple[Rule, Fact]]
+    ) -> Iterator[Output]:
+        revision = max(state.revision, step.revision)
+        for signal in self._rules.apply(state, step, matches):
             shard.stats[f"signal|{signal.rule}"] += 1
-            shard.received_ms.append(found.step.entry.received_at_ms)
-            outputs.append(Output(SIGNALS, key.encode(), _encode(signal), shard.tp[1]))
+            shard.received_ms.append(step.entry.received_at_ms)
+            yield Output(SIGNALS, state.customer_key.encode(), _encode(signal), shard.tp[1])
+        state.revision = revision
+
+    def _kin(self, shard: Shard, state: SignalState, step: StepView) -> Iterator[Output]:
+        """A merge or its undoing: send on what belongs to another, take in what comes, know what is to come."""
+        key = state.customer_key
+        if step.signals:
+            come = decoder.decode(step.signals)
+            if state.into is not None and come.customer_key != key:
+                yield _carrying(state.into, step, step.signals)
+            else:
+                family.arrive(state, come, self._rules.keep)
+            return
+        fact = step.facts[0]
+        before, after = fact.before or "", fact.after or ""
+        if fact.fact == "customer.merged":
+            family.expect(state, before)
+        elif fact.fact == "customer.released":
+            state.into = None
+            family.expect(state, key)
+        elif fact.fact == "customer.unmerged":
+            leaving = family.divide(state, step.customers, after)
+            yield _carrying(after, step, family.carried(leaving))
+        else:  # absorbed: what it waits for is waited for by its survivor from now on
+            state.waiting.clear()
+            for each in family.unparked(state):
+                yield from self._count(shard, state, each, self._rules.matching(each))
+            state.into = after
+            yield _carrying(after, step, family.carried(state))
 
     def due(self, shards: list[Shard], now_ms: int) -> list[Output]:
         return []

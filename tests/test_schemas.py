@@ -21,6 +21,7 @@ from segue.core.channels import CHANNELS
 from segue.core.context import Context, Policy, encoder
 from segue.core.event import MAX_EVENT_BYTES, Event, Rejected, decode
 from segue.core.interaction import Entry, Interaction, Step, StepView, entry_of
+from segue.core.lineage import Command, Transfer
 from segue.core.rules import Signal
 from segue.deadletters import Action, dead_letter
 from segue.log.sqlite import Row
@@ -65,6 +66,8 @@ CODE: dict[str, Accepts] = {
     "journey-step": a_step,
     "signal": a(Signal),
     "identity": a(IdentityRecord),
+    "command": a(Command),
+    "transfer": a(Transfer),
     "dead-letter-headers": a(DeadLetterHeaders),
     "dead-letter-action": a(Action),
     "context": a_context,

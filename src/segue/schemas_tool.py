@@ -26,6 +26,7 @@ from segue.core.channels import CHANNELS
 from segue.core.context import Context
 from segue.core.event import Event
 from segue.core.interaction import Entry, Interaction, Step
+from segue.core.lineage import Command, Transfer
 from segue.core.rules import Signal
 from segue.deadletters import PREFIX, Action
 from streams.resolve import IdentityRecord
@@ -57,9 +58,11 @@ class DeadLetterHeaders(Struct, frozen=True, rename=lambda name: PREFIX + name):
 PUBLISHED: dict[str, type[Struct]] = {
     "event": Event,
     "interaction": Interaction,
+    "transfer": Transfer,
     "journey-step": Step,
     "signal": Signal,
     "identity": IdentityRecord,
+    "command": Command,
     "dead-letter-headers": DeadLetterHeaders,
     "dead-letter-action": Action,
     "context": Context,
@@ -81,12 +84,14 @@ _RAW: dict[str, type[Struct] | None] = {
     "Data.properties": None,
     "Entry.properties": None,
     "Step.entry": Entry,
+    "Step.signals": None,
+    "Transfer.document": Context,
     "Context.timeline": Entry,
 }
 """What the undecoded parts hold: a struct, or an object of the sender's own."""
 
 _BY_HAND: dict[str, Schema] = {
-    **{f"{name}.customer_key": _UUID for name in ("Interaction", "Step", "Signal", "IdentityRecord", "Context")},
+    **{f"{name}.customer_key": _UUID for name in ("Interaction", "Step", "Signal", "Context", "Transfer")},
     "Event.id": {"description": "Unique among the sender's events. The same id again is a duplicate and ignored."},
     "Event.source": {"description": "Who sends, as a URI reference, e.g. `/shop` or `urn:desk:berlin`."},
     "Event.type": {"description": "What happened: thing and past participle, e.g. `page.viewed`, `complaint.made`."},
@@ -109,10 +114,16 @@ _BY_HAND: dict[str, Schema] = {
     "Signal.signal_id": _UUID,
     "Signal.subject": {"pattern": "^(customer|touchpoint):."},
     "Signal.reason": {"required": ["en", "zh"], "description": "The finding in a sentence, by language."},
-    "IdentityRecord.kind": {"enum": ["link", "candidate"]},
     "IdentityRecord": {
-        "if": {"properties": {"kind": {"const": "candidate"}}, "required": ["kind"]},
-        "then": {"required": ["other_customer_key"]},
+        "oneOf": [
+            {"properties": {"kind": {"const": "link"}}, "required": ["identifier"]},
+            {
+                "properties": {"kind": {"const": "candidate"}},
+                "required": ["identifier", "other_customer_key", "reason"],
+            },
+            {"properties": {"kind": {"enum": ["merge", "unmerge"]}}, "required": ["other_customer_key", "merge"]},
+            {"properties": {"kind": {"const": "refused"}}, "required": ["reason"]},
+        ]
     },
 }
 

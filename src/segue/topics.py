@@ -11,6 +11,7 @@ INTERACTIONS = "segue.interactions"
 JOURNEY_STEPS = "segue.journey-steps"
 SIGNALS = "segue.signals"
 IDENTITY = "segue.identity"
+COMMANDS = "segue.commands"
 DEAD_LETTERS = "segue.dead-letters"
 LAYOUTS = "segue.layout"
 """How the state is laid out, after each switch: what an emptied Redis is laid out by."""
@@ -55,5 +56,6 @@ def all_topics(
         Topic(SIGNALS, steps, large),
         Topic(IDENTITY, steps, large | {"cleanup.policy": "compact"}),
         Topic(LAYOUTS, 1, {"cleanup.policy": "compact"}),
+        Topic(COMMANDS, event_partitions, arriving),
         Topic(DEAD_LETTERS, event_partitions, large | {"retention.ms": DEAD_LETTERS_MS}),
     ]

@@ -16,7 +16,7 @@ from segue.core.partition import partition_of
 from segue.embedded.valkey import EmbeddedValkey
 from segue.errors import SettingsError, StoreUnavailable, WentBack
 from segue.store.connect import check, check_partitions, connect, held, layout, stands
-from segue.store.identity import IdentityIndex, bucket
+from segue.store.identity import MAX_SHARERS, Batch, IdentityIndex, bucket
 from segue.store.keys import HOLD, LAYOUT, Layout
 from segue.store.reader import Reader
 from segue.store.shards import Fence, ShardStore, Write, encode_fence
@@ -419,12 +419,27 @@ def test_of_many_who_claim_at_once_one_wins_and_all_learn_who(redis_client: redi
     assert all(answer == answers[0] for answer in answers)
 
 
-def test_a_unique_identifier_has_one_value_per_customer(redis_client: redis.Redis) -> None:
+def test_a_record_changes_only_from_what_was_seen(redis_client: redis.Redis) -> None:
     one, other = index(redis_client), index(redis_client)
-    pair = (key("a"), "user_id")
-    assert one.claim_unique({pair: "anna"}) == {pair: "anna"}
-    assert other.claim_unique({pair: "ben"}) == {pair: "anna"}
-    assert other.uniques([pair, (key("b"), "user_id")]) == {pair: "anna"}
+    assert one.records(["a"]) == {"a": None}
+    assert one.replace({"a": (None, "1"), "b": (None, "2")}) == {}
+    assert other.replace({"a": (None, "3"), "b": ("2", "4")}) == {"a": "1"}
+    assert one.records(["a", "b"]) == {"a": "1", "b": "4"}
+    assert one.replace({"b": ("2", "5")}) == {"b": "4"}
+    assert one.replace({"c": ("2", "5")}) == {"c": None}
+    assert one.records(["c"]) == {"c": None}
+
+
+def test_who_used_anothers_identifier_is_noted_once_and_so_many_at_most(redis_client: redis.Redis) -> None:
+    one, other = index(redis_client), index(redis_client)
+    assert one.share({("phone:1", "a"): "e1"}) == {("phone:1", "a"): "e1"}
+    assert other.share({("phone:1", "a"): "e2", ("phone:1", "b"): "e2"}) == {
+        ("phone:1", "a"): "e1",
+        ("phone:1", "b"): "e2",
+    }
+    many = one.share({("phone:1", f"c{number}"): "e3" for number in range(MAX_SHARERS)})
+    assert len(other.sharers("phone:1")) == MAX_SHARERS
+    assert list(many.values()).count("") == 2
 
 
 def test_the_cache_answers_until_it_is_told_to_forget(redis_client: redis.Redis) -> None:
@@ -453,8 +468,8 @@ def valkey(tmp_path: Path) -> Iterator[EmbeddedValkey]:
         yield server
 
 
-def links(*pairs: tuple[str, str]) -> list[tuple[dict[str, str], dict[tuple[str, str], str]]]:
-    return [({ref: entry}, {}) for ref, entry in pairs]
+def links(*pairs: tuple[str, str]) -> list[Batch]:
+    return [({ref: entry}, {}, {}) for ref, entry in pairs]
 
 
 def test_an_index_is_complete_when_it_was_filled_since_redis_last_restarted(valkey: EmbeddedValkey) -> None:
@@ -494,11 +509,13 @@ def test_nothing_is_read_or_claimed_on_an_index_that_may_have_gaps(valkey: Embed
     with pytest.raises(WentBack):
         one.claim({"phone:1": key("a") + "e1"})
     with pytest.raises(WentBack):
-        one.claim_unique({(key("a"), "user_id"): "anna"})
+        one.replace({key("a"): (None, "{}")})
     with pytest.raises(WentBack):
-        one.uniques([(key("a"), "user_id")])
+        one.records([key("a")])
+    with pytest.raises(WentBack):
+        one.share({("phone:1", key("a")): "e1"})
     other = index(connect(valkey.url))
-    assert (other.owners(["phone:1"]), other.uniques([(key("a"), "user_id")])) == ({}, {})
+    assert other.owners(["phone:1"]) == {}
 
 
 def test_an_identifier_in_chinese_is_found_again(redis_client: redis.Redis) -> None:
@@ -509,4 +526,4 @@ def test_an_identifier_in_chinese_is_found_again(redis_client: redis.Redis) -> N
 
 def test_nothing_asked_is_nothing_answered(redis_client: redis.Redis) -> None:
     found = index(redis_client)
-    assert (found.claim({}), found.claim_unique({}), found.uniques([]), found.owners([])) == ({}, {}, {}, {})
+    assert (found.claim({}), found.replace({}), found.records([]), found.owners([]), found.share({})) == ({},) * 5

@@ -27,10 +27,10 @@ from segue.runtime import PROCESSORS, all_topics, keep_running
 from segue.settings import Settings
 from segue.store.connect import layout
 from segue.store.shards import Fence
-from segue.topics import EVENT_TOPICS, EVENTS, INTERACTIONS, JOURNEY_STEPS
+from segue.topics import COMMANDS, EVENT_TOPICS, EVENTS, INTERACTIONS, JOURNEY_STEPS
 
 _INPUTS: dict[str, tuple[str, ...]] = {
-    "resolve": EVENT_TOPICS,
+    "resolve": (*EVENT_TOPICS, COMMANDS),
     "context": (INTERACTIONS,),
     "signals": (JOURNEY_STEPS,),
 }

@@ -16,7 +16,7 @@ from msgspec import Raw, Struct
 from segue.core.items import UNRESOLVED
 from segue.store.reader import Freshness, View
 
-BOOKKEEPING = ("seen", "openings", "loose", "due_ms", "fired_ms")
+BOOKKEEPING = ("kin", "seen", "openings", "loose", "due_ms", "fired_ms")
 """Fields that only the document's owner has a use for; half of a long-known customer's document."""
 
 _encode = msgspec.json.encode

@@ -51,7 +51,7 @@ async def customer(services: Services, identifier: str) -> tuple[str, View]:
     view = await run(queries.view(key))
     if view.context is None:
         raise _unknown(kind, view.fresh)
-    return key, view
+    return view.customer_key, view
 
 
 def _unknown(kind: str, fresh: Freshness) -> Problem:
@@ -130,7 +130,8 @@ async def stream(
     """Server-sent events. `context`: the answer of `/context`, at once and after each change, with the
     revision as its id; a client that reconnects with the current revision gets nothing until the next
     change. `signals`: the answer of `/signals`, when only they changed. Always the newest state: what
-    changed while a client was not reading comes as one event."""
+    changed while a client was not reading comes as one event. It ends when the customer is merged with an
+    older one; whoever connects again gets that one."""
     services, told = services_of(request), _Told(last_event_id)
     while not watch.closed:
         try:
@@ -141,6 +142,11 @@ async def stream(
         if event is not None:
             yield event
             await asyncio.sleep(COALESCE_S)
+        if view is not None and view.customer_key != watch.customer_key:
+            return  # merged with another: whoever reconnects, watches that one
+        if view is not None and view.merging:
+            await asyncio.sleep(COALESCE_S)
+            continue
         await watch.changed()
 
 

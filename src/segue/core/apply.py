@@ -101,5 +101,10 @@ def _identify(context: Context, interaction: Interaction, keep: int) -> None:
         else:
             since = interaction.entry.event_time_ms
             known.append(KnownIdentifier(given.type, given.value, given.level, since))
-    while len(known) > keep:  # every case has an id; of the weakest type the one known longest goes
+    trim_identifiers(known, keep)
+
+
+def trim_identifiers(known: list[KnownIdentifier], keep: int) -> None:
+    """Every case has an id, so of the weakest type the one known longest goes."""
+    while len(known) > keep:
         known.remove(max(known, key=lambda have: (rank_of_type(have.type), -have.since_ms)))

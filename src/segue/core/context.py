@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Raw, Struct, field
 
 from segue.core.interaction import KnownIdentifier, Place
+from segue.core.lineage import Kin
 from segue.core.lines import Lines
 
 SCHEMA = 1
@@ -109,6 +110,8 @@ class Context(Struct, omit_defaults=True):
 
     customer_key: str
     revision: int = 0
+    kin: Kin | None = None
+    """Merges with other customers, where there were any."""
     schema: int = SCHEMA
     created_at_ms: int = 0
     stream_time_ms: int = 0

@@ -14,6 +14,7 @@ CUSTOMER = bytes.fromhex("6d2de3ff5d3c5bd3a8b55cd7ad3ae5a4")
 SESSION = bytes.fromhex("0a5f4b0b5c0e5b0f9a8a0d3e1c9f7a61")
 HANDOFF = bytes.fromhex("c3f7f6de0f0b5a0e8f7d6b0b9d2d4f15")
 TIMER = bytes.fromhex("9f2c1b7e54d85a0c8b3e6f71d20a94c3")
+MERGE = bytes.fromhex("93b1a2c4a55e5d0f8d6c70b3e41f2a98")
 SIGNAL = bytes.fromhex("4be0643f1d985573b97cdca98a65347d")
 
 SEEN_WIDTH = 11

@@ -79,13 +79,15 @@ class Interaction(Struct, omit_defaults=True, gc=False):
     """An accepted event with its customer: the record of `segue.interactions`.
 
     `contested` names the identifier types of this event that belong to another customer, so that the core
-    does not count, say, a case twice.
+    does not count, say, a case twice. `via` is the customer that the event was addressed to, where that one
+    has been absorbed since and passed it on.
     """
 
     customer_key: str
     entry: Entry
     identifiers: tuple[Identifier, ...]
     contested: tuple[str, ...] = ()
+    via: str | None = None
 
 
 class Fact(Struct, frozen=True, omit_defaults=True, gc=False):
@@ -111,22 +113,33 @@ class Place(Struct, omit_defaults=True, gc=False):
 
 
 class Step(Struct, omit_defaults=True, gc=False):
-    """One applied interaction and what it changed: the record of `segue.journey-steps`."""
+    """One applied interaction and what it changed: the record of `segue.journey-steps`.
+
+    A merge of customers is a step too; then `customers` are all whom the survivor stands for or, when it is undone,
+    all who leave. `via`: see `Interaction`. `signals` carries the state of somebody's signals to another partition;
+    such a step is for the signals processor alone and has no facts.
+    """
 
     customer_key: str
     revision: int
     entry: Raw
     facts: tuple[Fact, ...] = ()
     previous: Place | None = None
+    via: str | None = None
+    customers: tuple[str, ...] = ()
+    signals: Raw = NO_PROPERTIES
 
 
-class StepView(Struct, gc=False):
+class StepView(Struct, omit_defaults=True, gc=False):
     """The part of a step that signals need; the rest is skipped while decoding."""
 
     customer_key: str
     revision: int
     entry: Entry
     facts: tuple[Fact, ...] = ()
+    via: str | None = None
+    customers: tuple[str, ...] = ()
+    signals: Raw = NO_PROPERTIES
 
 
 class KnownIdentifier(Struct, frozen=True, omit_defaults=True, gc=False):

@@ -12,6 +12,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from itertools import pairwise
 
+from msgspec import structs
+
 from segue.core.context import Context, Item, Opening, Policy
 from segue.core.interaction import Entry, Fact, ItemChange
 
@@ -34,7 +36,7 @@ def change(context: Context, entry: Entry, contact: str, contested: bool, policy
     _totals(item, ref, seen, facts)
     _attempt(item, ref, entry, contact, facts)
     item.updated_at_ms = max(item.updated_at_ms, entry.event_time_ms)
-    _forget(context.items, policy.keep_closed_items)
+    forget(context.items, policy.keep_closed_items)
     return facts
 
 
@@ -60,11 +62,29 @@ def _opened(
     if not context.openings:
         strongest = context.identifiers[0].type if context.identifiers else "unknown"
         facts.append(Fact("customer.first_item", item=seen.ref, after=strongest))
-    facts += _repeated(context, Opening(opened, seen.ref), policy)
+    facts += repeated(context, Opening(opened, seen.ref), policy)
     return item
 
 
-def _repeated(context: Context, opening: Opening, policy: Policy) -> list[Fact]:
+def united(mine: Item, theirs: Item) -> Item:
+    """One item that two customers turned out to share: as whoever heard of it last knows it, counts added up."""
+    older, newer = sorted((mine, theirs), key=lambda item: item.updated_at_ms)
+    return structs.replace(
+        newer,
+        opened_at_ms=min(older.opened_at_ms, newer.opened_at_ms),
+        title=newer.title or older.title,
+        group=newer.group or older.group,
+        assignee=newer.assignee or older.assignee,
+        due_at_ms=newer.due_at_ms or older.due_at_ms,
+        attempts=older.attempts + newer.attempts,
+        contacts=[*older.contacts, *newer.contacts][-KEEP_CONTACTS:],
+        sla_missed=older.sla_missed or newer.sla_missed,
+        reopened=max(older.reopened, newer.reopened),
+        reassigned=max(older.reassigned, newer.reassigned),
+    )
+
+
+def repeated(context: Context, opening: Opening, policy: Policy) -> list[Fact]:
     """Mark openings that follow another of their kind within the recontact time.
 
     Of their kind: a case about an order is the first contact about it. A late arrival may mark its successor.
@@ -149,7 +169,7 @@ def _attempt(item: Item, ref: str, entry: Entry, contact: str, facts: list[Fact]
     item.contacts = [*item.contacts, entry.id][-KEEP_CONTACTS:]
 
 
-def _forget(items: dict[str, Item], keep_closed: int) -> None:
+def forget(items: dict[str, Item], keep_closed: int) -> None:
     """Drop what was longest untouched: closed items beyond the limit, then, far beyond it, any item."""
     if len(items) <= keep_closed:
         return

@@ -13,7 +13,7 @@ import re
 from typing import Literal
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Raw, Struct, field
 
 from segue.core import ids
 from segue.core.interaction import Fact, StepView
@@ -112,6 +112,16 @@ class SignalState(Struct, omit_defaults=True):
     """When a rule last gave a signal, by `rule|subject`."""
     replayed: list[int] = field(default_factory=list)
     """The latest steps that were dead letters and sent again: they may come after later ones."""
+    origins: dict[str, str] = field(default_factory=dict)
+    """The absorbed customer that a signal or a match came by, by its id or its event's; none are the customer's own."""
+    waiting: list[str] = field(default_factory=list)
+    """Customers who were merged with this one, and whose state has not come yet."""
+    arrived: list[str] = field(default_factory=list)
+    """Customers whose state came before the word of their merge."""
+    parked: list[Raw] = field(default_factory=list)
+    """Steps that wait for these states."""
+    into: str | None = None
+    """Who stands for this customer."""
 
     def missed(self, revision: int) -> bool:
         """Note that such a step is counted now; False when it was before."""
@@ -177,6 +187,8 @@ class RuleBook:
         matches.append(Match(at, step.entry.id))
         if rule.count > 1:
             state.matches[name] = matches[-rule.count :]
+            if step.via is not None:
+                state.origins[step.entry.id] = step.via
             self._forget(state, at)
         fired = state.fired.get(name)
         if len(matches) < rule.count or (fired is not None and at - fired < cooldown):
@@ -189,7 +201,15 @@ class RuleBook:
         if any(signal.signal_id == known.signal_id for known in state.active):
             return None  # another fact of the same event said so already
         state.active = [*state.active, signal][-self.keep :]
+        if step.via is not None:
+            state.origins[signal.signal_id] = step.via
         return signal
+
+    def _known_origins(self, state: SignalState) -> dict[str, str]:
+        """The origins of what is still there."""
+        there = {signal.signal_id for signal in state.active}
+        there.update(match.event_id for matches in state.matches.values() for match in matches)
+        return {name: origin for name, origin in state.origins.items() if name in there}
 
     def _forget(self, state: SignalState, at: int) -> None:
         """Drop matches and cooldowns that have run out, so the document stays small."""
@@ -204,6 +224,8 @@ class RuleBook:
             for name, fired in state.fired.items()
             if at - fired < times.get(name.split("|", 1)[0], (0, 0))[1]
         }
+        if state.origins:
+            state.origins = self._known_origins(state)
 
 
 def _check(rules: tuple[Rule, ...]) -> None:

@@ -84,6 +84,25 @@ def _home(sessions: list[Session], at: int) -> Session | None:
     return None
 
 
+def united(mine: Context, theirs: Context, policy: Policy) -> list[Fact]:
+    """Give `mine` the sessions of both, of two customers who turned out to be one: those that reach each other are
+    bridged, closed ones too. Open calls and loose work come along."""
+    still_open = {session.session_id for session in (*mine.sessions, *theirs.sessions) if not session.closed}
+    for what, since in theirs.holds.items():
+        mine.holds[what] = max(since, mine.holds.get(what, since))
+    mine.loose = sorted([*mine.loose, *theirs.loose], key=lambda work: work.at_ms)[-MOST_LOOSE:]
+    mine.sessions = sorted([*mine.sessions, *theirs.sessions], key=lambda s: (s.started_at_ms, s.session_id))
+    facts: list[Fact] = []
+    at = 0
+    while at < len(mine.sessions):
+        facts += _settled(mine, mine.sessions[at], policy)
+        at += 1
+    for session in mine.sessions:
+        session.closed = still_open.isdisjoint([session.session_id, *session.merged])
+    del mine.sessions[: -policy.keep_sessions]
+    return facts
+
+
 def _covering(sessions: list[Session], entry: Entry) -> Session | None:
     for session in sessions:
         if session.started_at_ms <= entry.event_time_ms <= session.last_event_at_ms:

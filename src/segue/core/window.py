@@ -7,6 +7,8 @@ rebuilt from the document on every load. Two different ids share a fingerprint o
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 from segue.core.ids import SEEN_WIDTH
 
 
@@ -23,3 +25,14 @@ def contains(window: str, mark: str) -> bool:
 def remember(window: str, mark: str, keep: int) -> str:
     """Return the window with `mark` added, at most `keep` marks long."""
     return (window + mark)[-keep * SEEN_WIDTH :] if keep else ""
+
+
+def united(mine: str, theirs: str, keep: int) -> str:
+    """One window of two, in turns from the newest back, so that neither side's recent events are forgotten."""
+    pairs = zip_longest(reversed(_marks(mine)), reversed(_marks(theirs)))
+    marks = list(dict.fromkeys(mark for pair in pairs for mark in pair if mark is not None))
+    return "".join(reversed(marks[:keep]))
+
+
+def _marks(window: str) -> list[str]:
+    return [window[at : at + SEEN_WIDTH] for at in range(0, len(window), SEEN_WIDTH)]

@@ -106,6 +106,6 @@ def without_value(key: str) -> str:
     """A Redis key without an identifier's value, which entries of the identity index have in theirs."""
     head, brace, rest = key.partition("}:")
     kind, colon, value = rest.partition(":")
-    if "{id" not in head or not colon or kind == "unique":  # `unique` names a customer key and a type
+    if "{id" not in head or not colon or kind == ".customer":  # which a customer key follows
         return key
     return f"{head}{brace}{kind}:({len(value)} characters)"

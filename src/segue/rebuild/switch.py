@@ -35,7 +35,7 @@ from segue.store.keys import HOLD, LAYOUT, REBUILD, Layout
 from segue.store.reader import LAYOUT_S
 from segue.store.shards import encode_fence
 from segue.topics import IDENTITY, INTERACTIONS, JOURNEY_STEPS
-from streams.resolve import committed
+from streams.resolve import adds_only, committed
 
 NEAR_RECORDS = 5000
 """So close behind live processing the hold begins: its tail is then a fraction of a second."""
@@ -206,7 +206,13 @@ class _NewEpoch:
     def _link(self) -> None:
         """Bring the new identity index up to the end of the log."""
         ends = {partition: end for partition, (_, end) in self._source.bounds(IDENTITY).items()}
-        IdentityIndex(self._client, self._place).refill(committed(self._new_links(ends)))
+        index = IdentityIndex(self._client, self._place)
+        news = list(self._new_links(ends)) if self._links else []
+        if not self._links or not adds_only(news):  # a merge may concern whoever was read before
+            self._links = {}
+            index.refill(committed(lambda: self._new_links(ends)))
+        else:
+            index.refill(committed(lambda: news))
         self._links = ends
 
     def _new_links(self, ends: dict[int, int]) -> Iterator[Record]:

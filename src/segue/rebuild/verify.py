@@ -293,7 +293,7 @@ def _compare_identity(
     pattern = f"segue:{place.epoch}:{{id*"
     claimed = set(scan(live, pattern))
     progress("identity", 0, len(claimed))
-    IdentityIndex(scratch, place).refill(committed(source.read(IDENTITY)))
+    IdentityIndex(scratch, place).refill(committed(lambda: source.read(IDENTITY)))
     for keys in _chunks(scan(scratch, pattern), _SCAN):
         for key, one, other in zip(keys, values(scratch, keys), values(live, keys), strict=True):
             claimed.discard(key)

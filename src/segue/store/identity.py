@@ -11,14 +11,16 @@ No fence covers the index, so it must know otherwise when Redis lost writes. Red
 data set (`master_replid`: another one after every restart and every failover). A process notes for which
 history the index is complete and asks on every round trip whether that is still the one it talks to.
 
-An entry is `customer_key` (36 characters) and, behind it, the id of the event that claimed it.
+An entry says whose an identifier is, since when and by which event (`entry_of`). It never changes: when customers
+merge, the record of the absorbed (`core.identity.Known`) says into whom. These records change by compare and set.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import lru_cache
-from typing import Any
+from importlib.resources import files
+from typing import Any, NamedTuple
 
 import redis
 
@@ -29,14 +31,47 @@ from segue.store.keys import Layout
 
 KEY_WIDTH = 36
 """Length of a customer key, a UUID as text."""
+_TIME_WIDTH = 13
+"""Digits of a time in ms; good until the year 2286."""
+EVENT_AT = KEY_WIDTH + 2 * _TIME_WIDTH
+"""Where the event's id begins in an entry."""
+
+MAX_SHARERS = 16
+"""Customers noted for one identifier; far more than is needed to know that it proves nothing."""
+
+_REPLACE = files("segue.store").joinpath("replace.lua").read_text()
+_SHARE = files("segue.store").joinpath("share.lua").read_text()
+
+
+class Owner(NamedTuple):
+    """An entry of the index. `born_ms` is when the customer was first seen, `since_ms` when this identifier was."""
+
+    customer_key: str
+    born_ms: int
+    since_ms: int
+    event_id: str
+
+
+def entry_of(owner: Owner) -> str:
+    return f"{owner.customer_key}{owner.born_ms:0{_TIME_WIDTH}d}{owner.since_ms:0{_TIME_WIDTH}d}{owner.event_id}"
+
+
+def owner_of(entry: str) -> Owner:
+    at = KEY_WIDTH + _TIME_WIDTH
+    return Owner(entry[:KEY_WIDTH], int(entry[KEY_WIDTH:at]), int(entry[at:EVENT_AT]), entry[EVENT_AT:])
+
+
+Batch = tuple[dict[str, str], dict[str, str], dict[tuple[str, str], str]]
+"""Part of an index: entries by identifier, records by customer key, notes by both."""
 
 
 class IdentityIndex:
-    """Owners of identifiers, and each customer's unique identifiers. Caches what it has seen owned."""
+    """Owners of identifiers, and a record of each customer of whom more is known. Caches what it has seen owned."""
 
     def __init__(self, client: redis.Redis, layout: Layout, cache: int = 200_000) -> None:
         self._redis, self._layout, self._limit = client, layout, cache
         self._known: dict[str, str] = {}
+        self._shared: dict[tuple[str, str], str] = {}
         self._history: str | None = None
 
     def complete(self) -> bool:
@@ -51,8 +86,8 @@ class IdentityIndex:
         self._history = current
         return True
 
-    def refill(self, batches: Iterable[tuple[dict[str, str], dict[tuple[str, str], str]]]) -> None:
-        """Make the index say what was committed: `batches` of entries by identifier, and of unique values.
+    def refill(self, batches: Iterable[Batch]) -> None:
+        """Make the index say what was committed.
 
         A claim that says otherwise was made on an index with gaps and was never committed.
         Raises WentBack when Redis is another before the end.
@@ -61,9 +96,10 @@ class IdentityIndex:
         self._history = None
         with reachable():
             self._history = current = history(self._redis.info("replication"))
-        for links, uniques in batches:
+        for links, records, notes in batches:
             self._put({self._owner(ref): entry for ref, entry in links.items()}, KEY_WIDTH)
-            self._put({self._unique(*pair): value for pair, value in uniques.items()}, None)
+            self._put({self._record(key): record for key, record in records.items()}, None)
+            self.share(notes)
         _, same = self._ask(lambda pipe: pipe.set(self._layout.index_history(), current))
         self._require(same)
 
@@ -92,10 +128,16 @@ class IdentityIndex:
         """The entry of an identifier, if it is known without asking."""
         return self._known.get(ref)
 
-    def uniques(self, wanted: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
-        """Values by (customer key, unique type), where the customer has one."""
-        found = self._get([self._unique(*pair) for pair in wanted])
-        return {pair: value for pair, value in zip(wanted, found, strict=True) if value is not None}
+    def records(self, keys: Iterable[str]) -> dict[str, str | None]:
+        """The records of customers; None of whom there is none."""
+        wanted = list(keys)
+        return dict(zip(wanted, self._get([self._record(key) for key in wanted]), strict=True))
+
+    def sharers(self, ref: str) -> list[str]:
+        """The customers noted beside the owner of an identifier."""
+        ((found,), same) = self._ask(lambda pipe: pipe.hkeys(self._sharers(ref)))
+        self._require(same)
+        return sorted(key.decode() for key in found)
 
     def claim(self, claims: dict[str, str]) -> dict[str, str]:
         """Claim identifiers (`type:value` to entry), first come first served. Returns the entries that stand."""
@@ -108,17 +150,47 @@ class IdentityIndex:
             self._keep(ref, owner)
         return owners
 
-    def claim_unique(self, claims: dict[tuple[str, str], str]) -> dict[tuple[str, str], str]:
-        """Claim (customer key, type) for a unique value. Returns the values that stand."""
-        if not claims:
+    def replace(self, changes: dict[str, tuple[str | None, str]]) -> dict[str, str | None]:
+        """Change records from what was seen to what shall be, each if it still stands so. Returns the others' records.
+
+        In the order given; each for itself.
+        """
+        if not changes:
             return {}
-        pairs = list(claims)
-        earlier = self._claim({self._unique(*pair): claims[pair] for pair in pairs})
-        return {pair: before or claims[pair] for pair, before in zip(pairs, earlier, strict=True)}
+
+        def ask(pipe: Any) -> None:
+            for key, (seen, new) in changes.items():
+                if seen is None:
+                    pipe.set(self._record(key), new, nx=True, get=True)
+                else:
+                    pipe.eval(_REPLACE, 1, self._record(key), seen, new)
+
+        found, same = self._ask(ask)
+        self._require(same)
+        held = {key: None if raw is None else raw.decode() for key, raw in zip(changes, found, strict=True)}
+        return {key: stands for key, stands in held.items() if stands != changes[key][0]}
+
+    def share(self, notes: dict[tuple[str, str], str]) -> dict[tuple[str, str], str]:
+        """Note that customers used identifiers of others: by (`type:value`, customer key). Returns what stands."""
+        new = {pair: note for pair, note in notes.items() if pair not in self._shared}
+        if new:
+
+            def ask(pipe: Any) -> None:
+                for (ref, key), note in new.items():
+                    pipe.eval(_SHARE, 1, self._sharers(ref), key, note, MAX_SHARERS)
+
+            found, same = self._ask(ask)
+            self._require(same)
+            if len(self._shared) >= self._limit:
+                self._shared.clear()
+            stands = zip(new, found, strict=True)
+            self._shared |= {pair: "" if note is None else note.decode() for pair, note in stands}
+        return {pair: self._shared[pair] for pair in notes}
 
     def forget(self) -> None:
         """Drop the cache: Redis may have lost what it holds."""
         self._known.clear()
+        self._shared.clear()
 
     def _get(self, keys: list[str]) -> list[str | None]:
         if not keys:
@@ -165,8 +237,11 @@ class IdentityIndex:
     def _owner(self, ref: str) -> str:
         return self._layout.owner(bucket(ref, self._layout.partitions), ref)
 
-    def _unique(self, customer_key: str, kind: str) -> str:
-        return self._layout.unique(bucket(customer_key, self._layout.partitions), customer_key, kind)
+    def _record(self, customer_key: str) -> str:
+        return self._layout.known(bucket(customer_key, self._layout.partitions), customer_key)
+
+    def _sharers(self, ref: str) -> str:
+        return self._layout.sharers(bucket(ref, self._layout.partitions), ref)
 
 
 @lru_cache(maxsize=65536)

@@ -70,9 +70,13 @@ class Layout(Struct, frozen=True, omit_defaults=True):
         """Which customer an identifier (`type:value`) belongs to."""
         return f"segue:{self.epoch}:{{id{bucket}}}:{ref}"
 
-    def unique(self, bucket: int, customer_key: str, kind: str) -> str:
-        """The value of a unique identifier that a customer has."""
-        return f"segue:{self.epoch}:{{id{bucket}}}:unique:{kind}:{customer_key}"
+    def known(self, bucket: int, customer_key: str) -> str:
+        """What the index knows of a customer beyond the identifiers. No identifier's type begins with a dot."""
+        return f"segue:{self.epoch}:{{id{bucket}}}:.customer:{customer_key}"
+
+    def sharers(self, bucket: int, ref: str) -> str:
+        """A hash: the customers who used an identifier that belongs to another, and why they are not one."""
+        return f"segue:{self.epoch}:{{id{bucket}}}:.sharers:{ref}"
 
     def index_history(self) -> str:
         """The history of the data set (Redis' replication id) for which the identity index is complete."""

@@ -18,6 +18,7 @@ from msgspec import Raw, Struct
 
 from segue import metrics
 from segue.core.event import Identifier, Rejected
+from segue.core.lineage import Kin
 from segue.errors import StoreUnavailable
 from segue.metrics import Snapshot
 from segue.normalise import normalise
@@ -43,6 +44,8 @@ _TYPE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _LONGEST = 256
 _FIELD = "identifier"
+_HEAD = 128
+"""Bytes of a document before which its merges begin: they follow the key and the revision."""
 
 
 class Freshness(NamedTuple):
@@ -65,6 +68,25 @@ class View(NamedTuple):
     epoch: int = 0
     """The epoch of the owner who wrote the context. Within an epoch the revision never falls; a Redis that
     lost writes shows with a higher one."""
+    customer_key: str = ""
+    """Whose they are: of an absorbed customer's, the survivor's."""
+    merging: bool = False
+    """The customer is absorbed, and the survivor's document is not ready: this is the absorbed's, as it stood."""
+
+
+class _Merged(Struct):
+    kin: Kin | None = None
+
+
+_NO_KIN = Kin()
+_merged = msgspec.json.Decoder(_Merged)
+
+
+def _kin_of(context: bytes | None) -> Kin | None:
+    """What a document says of merges: next to nothing for the many that have none, as it stands in front."""
+    if context is None or context.find(b'"kin":', 0, _HEAD) < 0:
+        return None
+    return _merged.decode(context).kin
 
 
 class _Active(Struct):
@@ -135,10 +157,24 @@ class Queries:
         return None if entry is None else entry[:KEY_WIDTH].decode()
 
     def view(self, customer_key: str) -> Query[View]:
-        """A customer's context and signals, and how fresh they are.
+        """A customer's context and signals, and how fresh they are; an absorbed customer's are the survivor's.
 
+        Until the survivor's document stands for the absorbed too, theirs is shown as it stood: never half a merge.
         Raises StoreUnavailable while Redis shows less than it showed before, and no owner has said so yet.
         """
+        view = yield from self._document(customer_key)
+        kin = _kin_of(view.context)
+        if kin is None or kin.into is None:
+            return view
+        line = [(view, kin)]
+        while kin.into is not None:
+            view = yield from self._document(kin.into.survivor)
+            kin = _kin_of(view.context) or _NO_KIN
+            line.append((view, kin))
+        standing = (view for view, kin in reversed(line) if customer_key in kin.keys)
+        return next(standing, line[0][0]._replace(merging=True))
+
+    def _document(self, customer_key: str) -> Query[View]:
         layout = yield from self.layout()
         context_shard, signals_shard = layout.context_shard(customer_key), layout.signals_shard(customer_key)
         fences = [layout.fence(context_shard, "context"), layout.fence(signals_shard, "signals")]
@@ -160,7 +196,7 @@ class Queries:
         fence, _ = [self._not_less(*each) for each in zip(fences, standing, seen, strict=True)]
         signals = b"[]" if state is None else bytes(_signals.decode(state).active)
         fresh = self._fresh("resolve", "context"), self._fresh(*PROCESSORS)
-        return View(context, signals, *fresh, fence.epoch)
+        return View(context, signals, *fresh, fence.epoch, customer_key)
 
     def _not_less(self, key: str, raw: bytes | None, seen: Fence) -> Fence:
         """The fence, if it shows no less than was `seen` before it was asked for: many ask at once."""

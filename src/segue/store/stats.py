@@ -40,9 +40,11 @@ def described(resolve: Counts, context: Counts, signals: Counts) -> dict[str, An
         "late": context.get("late", 0),
         "events": _events(context),
         "touchpoints": _nested(context, "touchpoint"),
-        "customers": facts.get("customer.created", 0),
+        "customers": facts.get("customer.created", 0)
+        - facts.get("customer.merged", 0)
+        + facts.get("customer.unmerged", 0),
         "customers_with_items": _with_total("by_identifier", _under(context, "first_item")),
-        "sessions": facts.get("session.opened", 0) - facts.get("session.merged", 0),
+        "sessions": facts.get("session.opened", 0) - facts.get("session.merged", 0) + facts.get("session.split", 0),
         "handoffs": _with_total("by_kind", _under(facts, "handoff", ".")),
         "items": _items(context),
         "items_with": {

@@ -13,6 +13,7 @@ from segue.errors import MemberLost
 from segue.log.kafka import KafkaLog
 from segue.log.kafka_member import KafkaMember
 from segue.topics import Topic
+from tests.support.kafka_broker import KafkaBroker
 from tests.support.stack import eventually
 
 
@@ -35,6 +36,24 @@ def test_a_seat_whose_name_another_process_takes_is_lost_and_says_so(kafka_boots
     first.close()
     eventually(polled(second, lambda: len(second._owned) == 2), 30, "the second's partitions")
     second.close()
+
+
+def test_a_seat_whose_broker_gives_no_sign_is_lost_and_the_next_one_works(
+    kafka_broker: KafkaBroker, unique: str
+) -> None:
+    """A client that was told of no broker has none to ask for good; who would say so is silent too."""
+    log = KafkaLog(kafka_broker.bootstrap)
+    log.create_topics([Topic(unique, 1, {})])
+    member = log.join(f"g{unique}", [unique], "one")
+    eventually(polled(member, lambda: bool(member._owned)), 30, "its partition")
+    kafka_broker.pause()
+    with pytest.raises(MemberLost):
+        eventually(polled(member, lambda: False), 60)
+    kafka_broker.resume()
+    member.close()
+    after = log.join(f"g{unique}", [unique], "one")
+    eventually(polled(after, lambda: bool(after._owned)), 60, "its partition")
+    after.close()
 
 
 def test_a_transaction_that_was_given_up_half_way_costs_the_seat() -> None:

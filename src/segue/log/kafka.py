@@ -60,9 +60,6 @@ class KafkaLog:
             "error_cb": lambda _error: None,  # librdkafka goes on by itself; calls report what matters
             "log_level": 2,
             "reconnect.backoff.max.ms": 1000,
-            # Re-bootstrapping when all brokers are away leaves the group's coordinator behind as a handle that
-            # never ends (librdkafka 2.16): seen as a commit that hangs for minutes after a restart.
-            "metadata.recovery.strategy": "none",
             "socket.nagle.disable": True,  # a transaction is several small requests; halves its 95th percentile
             **(options or {}),
         }

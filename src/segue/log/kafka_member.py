@@ -6,6 +6,8 @@ metadata sent with the offsets, so that the broker refuses the commit of a membe
 
 from __future__ import annotations
 
+import queue
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -37,8 +39,8 @@ _OWNERSHIP_LOST = {
 _SEAT_LOST = {KafkaError._MAX_POLL_EXCEEDED, KafkaError._FATAL}
 """From then on a consumer gives nothing more. `_FATAL` is what another's taking of the seat's name comes as."""
 
-_TRANSACTION_S = 30.0
-"""How long one transaction may be retried before it is given up; the broker's own limit is shorter."""
+_TRANSACTION_S = 10.0
+"""How long one step of a transaction may be retried before it is given up: the broker's own limit for all of it."""
 
 _ENDS_S = 1.0
 """How long the broker may take to say where its partitions end."""
@@ -50,6 +52,9 @@ _MANY = 500
 """From so many records on it may not be; then the broker is asked, which costs 4 ms and is shared by all of them."""
 
 _JOIN_S = 10.0
+
+_SILENCE_S, _REACH_S, _GIVE_UP_S = 3.0, 1.0, 5.0
+"""After so long without anything from the broker it is asked for a sign; so long at a time; and so long in all."""
 
 
 def produce(producer: Producer, output: Output, delivered: Callable[..., None] | None = None) -> None:
@@ -87,8 +92,13 @@ class KafkaMember:
         instance: str,
         keeps_name: bool = False,
     ) -> None:
-        self._bootstrap = bootstrap
+        self._bootstrap, self._topic = bootstrap, topics[0]
+        self._heard = self._asked = time.monotonic()
         self._admin = AdminClient(common)
+        # Re-bootstrapping when all brokers are away leaves the group's coordinator behind as a handle that never ends
+        # (librdkafka 2.16): seen as a commit that hangs for minutes. Without it a client that was told of no broker,
+        # as one that is just starting may do, has none to ask for good: `_listen` finds that out.
+        common = common | {"metadata.recovery.strategy": "none"}
         self._assigned: list[TP] = []
         self._revoked: list[TP] = []
         self._active: set[TP] = set()
@@ -96,6 +106,8 @@ class KafkaMember:
         self._several = len(topics) > 1
         self._owned: set[TP] = set()
         self._closed = False
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] | None = None
+        self._answers: queue.SimpleQueue[BaseException | None]
         self._producer = Producer(
             common
             | {
@@ -154,6 +166,7 @@ class KafkaMember:
         first = self._consumer.poll(timeout_s)
         if first is not None and self._several:
             time.sleep(_SETTLE_S)
+        self._listen(first is not None)
         messages = [] if first is None else [first, *self._consumer.consume(max_records, 0)]
         records: dict[TP, list[Record]] = {}
         ended: list[TP] = []
@@ -178,6 +191,19 @@ class KafkaMember:
         assigned, self._assigned = self._assigned, []
         revoked, self._revoked = self._revoked, []
         return Polled(records, assigned, revoked, ended, behind)
+
+    def _listen(self, heard: bool) -> None:
+        """Raise MemberLost when the broker gave no sign for too long: a new seat's clients find it again."""
+        now = time.monotonic()
+        if heard:
+            self._heard = self._asked = now
+        elif now - self._asked > _SILENCE_S:
+            try:
+                self._consumer.list_topics(self._topic, timeout=_REACH_S)
+                self._heard = self._asked = time.monotonic()
+            except KafkaException as error:
+                if now - self._heard > _SILENCE_S + _GIVE_UP_S:
+                    raise MemberLost(f"no Kafka at {self._bootstrap}: {error.args[0].str()}") from error
 
     def _behind(self) -> list[TP]:
         """The partitions that have records which were received before those we just got, and not delivered.
@@ -252,13 +278,31 @@ class KafkaMember:
                 produce(producer, output)
             positions = [TopicPartition(t, p, offset) for (t, p), offset in offsets.items()]
             group = self._consumer.consumer_group_metadata()
-            self._retry(lambda: producer.send_offsets_to_transaction(positions, group, _TRANSACTION_S))
+            self._aside(
+                lambda: self._retry(lambda: producer.send_offsets_to_transaction(positions, group, _TRANSACTION_S))
+            )
             self._retry(lambda: producer.commit_transaction(_TRANSACTION_S))
         except KafkaException as error:
             self._abort(error.args[0])
+        except MemberLost:
+            raise
         except BaseException:  # whoever makes the outputs failed
             self._guard(lambda: self._retry(lambda: producer.abort_transaction(_TRANSACTION_S)))
             raise
+
+    def _aside(self, call: Callable[[], None]) -> None:
+        """Make a call in a thread of its own kind: this one hangs for good, whatever time it is given, when the client
+        lost its only broker meanwhile (librdkafka 2.16). Then the thread is left behind, and the seat is lost."""
+        if self._calls is None:
+            self._calls, self._answers = queue.SimpleQueue(), queue.SimpleQueue()
+            threading.Thread(target=_serve, args=(self._calls, self._answers), name="offsets", daemon=True).start()
+        self._calls.put(call)
+        try:
+            error = self._answers.get(timeout=2 * _TRANSACTION_S + 5)
+        except queue.Empty:
+            raise MemberLost("the producer does not come back from sending offsets") from None
+        if error is not None:
+            raise error
 
     def _abort(self, error: KafkaError) -> None:
         """End a failed transaction and say whose fault it was. Never returns."""
@@ -291,5 +335,20 @@ class KafkaMember:
     def close(self) -> None:
         if not self._closed:
             self._closed = True
+            if self._calls is not None:
+                self._calls.put(None)
             with suppress(KafkaException):  # one that failed for good does not leave in order
                 self._consumer.close()
+
+
+def _serve(
+    calls: queue.SimpleQueue[Callable[[], None] | None], answers: queue.SimpleQueue[BaseException | None]
+) -> None:
+    """Make each call and answer with what it raised, until there is none."""
+    while (call := calls.get()) is not None:
+        try:
+            call()
+        except BaseException as error:
+            answers.put(error)
+        else:
+            answers.put(None)

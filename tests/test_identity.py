@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from segue.log.port import Output
 from segue.log.sqlite import SqliteLog
 from segue.store.reader import Reader
 from segue.topics import COMMANDS, IDENTITY, JOURNEY_STEPS, SIGNALS, event_topic
+from tests.support.processes import environment
 from tests.support.stack import EmbeddedStack
 
 T0 = 1_760_000_000
@@ -153,6 +156,44 @@ def test_undoing_a_merge_gives_each_side_what_is_theirs_and_they_stay_apart(shop
     assert shop.timeline(COOKIE) == ["e2", "e4", "e6"]
     assert [record["reason"] for record in shop.said("candidate")] == ["kept_apart"]
     assert shop.reader.stats()["customers"] == 2
+
+
+def ask(stack: EmbeddedStack, *arguments: str) -> Any:
+    """Run `segue identity ...`; what it prints, as JSON where it is."""
+    done = subprocess.run(
+        [sys.executable, "-m", "segue", "identity", *arguments],
+        env=environment(stack.settings), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    said = done.stdout if done.returncode == 0 else done.stderr
+    return orjson.loads(said) if said.startswith(("{", "[")) else said
+
+
+def test_the_command_line_shows_the_graph_and_takes_an_operators_word(shop: Shop, stack: EmbeddedStack) -> None:
+    shop.event("!" + USER)
+    shop.event(COOKIE)
+    shop.event("!user_id:ben", "cookie_id:ours")
+    shop.event("!" + USER, COOKIE)
+    shop.event("!" + USER, "cookie_id:ours")
+    shown = ask(stack, "show", USER)
+    assert [(link["identifier"], link["event_id"]) for link in shown["links"]] == [
+        (USER, "e1"), (COOKIE, "e2"), ("cookie_id:ours", "e3"),
+    ]  # fmt: skip
+    assert shown["links"][2]["customer_key"] == shop.context("user_id:ben")["customer_key"], "used, and another's"
+    assert [merge["event_id"] for merge in shown["merges"]] == ["e4"]
+    (candidate,) = ask(stack, "candidates", "cookie_id:ours")
+    assert (candidate["reason"], candidate["event_id"]) == ("another_person", "e5")
+    assert candidate["customer_key"] == shown["customer_key"]
+    would = ask(stack, "unmerge", COOKIE, "--dry-run")["would_leave"]
+    assert (would["identifiers"], would["interactions"]) == ([COOKIE], 1)
+    assert shop.timeline(USER) == ["e1", "e2", "e4", "e5"]
+    assert "accepted" in ask(stack, "unmerge", COOKIE)
+    shop.settle()
+    assert shop.timeline(USER) == ["e1", "e4", "e5"]
+    assert "not merged" in ask(stack, "unmerge", COOKIE)
+    assert "accepted" in ask(stack, "merge", USER, COOKIE)
+    shop.settle()
+    assert shop.timeline(COOKIE) == ["e1", "e2", "e4", "e5"]
+    assert "no customer" in ask(stack, "show", "user_id:nobody")
 
 
 def test_an_operator_merges_two_but_not_two_people_with_names(shop: Shop) -> None:

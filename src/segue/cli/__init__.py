@@ -9,6 +9,7 @@ import typer
 from segue.cli.config import config_command
 from segue.cli.demo import demo_command
 from segue.cli.dlq import dlq_app
+from segue.cli.identity import identity_app
 from segue.cli.importing import import_command
 from segue.cli.processes import api_command, health_command, run_command, topics_app, up_command
 from segue.cli.rebuild import rebuild_command
@@ -29,6 +30,7 @@ app.command("api")(api_command)
 app.add_typer(topics_app)
 app.command("import")(import_command)
 app.command("stats")(stats_command)
+app.add_typer(identity_app)
 app.add_typer(dlq_app)
 app.command("rebuild")(rebuild_command)
 app.command("health")(health_command)

@@ -295,6 +295,10 @@ class Reader:
         identifier = identifier_of(kind, value, self._region)
         return None if isinstance(identifier, Rejected) else self._run(self._queries.find(identifier))
 
+    def run(self, query: Callable[[Queries], Query[T]]) -> T:
+        """The answer of a query of another module's."""
+        return self._run(query(self._queries))
+
     def view(self, customer_key: str) -> View:
         """What is known of a customer, and how fresh it is."""
         return self._run(self._queries.view(customer_key))

@@ -50,7 +50,7 @@ class Awaited(NamedTuple):
     ends: tuple[str, ...]
 
 
-MINUTE = 60_000
+MINUTE = COARSE_MS = 60_000
 _BOUGHT = ("order.placed", "order.completed", "purchase.completed", "checkout.completed", "cart.checked_out")
 AWAITED = {
     "cart": Awaited(
@@ -178,12 +178,15 @@ def now_of(context: Context, wall_ms: int, policy: Policy) -> int:
 
 
 def wake_at(context: Context, policy: Policy) -> int:
-    """When, by the wall clock, the earliest deadline is reached: what the index holds. 0: there is none."""
+    """When, by the wall clock, the earliest deadline is reached: what the index holds. 0: there is none.
+
+    To the minute when we are told of the past: with every event of a backlog it would move otherwise.
+    """
     due = context.due_ms
     if not due:
         return 0
     behind = context.received_at_ms - context.stream_time_ms
-    return due + behind if behind > policy.grace_ms else due
+    return due if behind <= policy.grace_ms else ((due + behind) // COARSE_MS + 1) * COARSE_MS
 
 
 def fire(context: Context, until_ms: int, received_at_ms: int, policy: Policy) -> Iterator[Fired]:

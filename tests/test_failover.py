@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from segue.api.doors import StoreDoor
 from segue.errors import SettingsError, StoreUnavailable
 from segue.settings import load
 from segue.store.address import Address, parse
@@ -87,3 +88,23 @@ def test_clients_follow_the_primary_after_a_failover(group: SentinelGroup) -> No
     eventually(written, 20, "a write on the new primary")
     assert group.primary != old
     assert asyncio.run(read()) == b"after"
+
+
+def test_the_api_s_door_follows_it_too(group: SentinelGroup) -> None:
+    async def asked() -> int:
+        door, refused = StoreDoor(load(redis=group.url)), 0
+        try:
+            await door.run(door.queries.ping())
+            group.servers[group.primary[1]].kill()
+            for _ in range(200):
+                try:
+                    await door.run(door.queries.ping())
+                    return refused
+                except StoreUnavailable:
+                    refused += 1
+                    await asyncio.sleep(0.1)
+        finally:
+            await door.close()
+        raise TimeoutError("no answer after the failover")
+
+    assert asyncio.run(asked()) > 0

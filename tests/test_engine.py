@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import redis
 from segue.core.context import Policy
 from segue.core.event import Identifier
 from segue.core.interaction import Entry, Interaction
+from segue.core.lineage import Merge, Transfer
 from segue.engine import Engine
 from segue.errors import Fenced, MemberLost, StoreUnavailable
 from segue.log.port import TP, Member, Output
@@ -259,6 +261,44 @@ def test_what_is_no_interaction_becomes_a_dead_letter_and_the_next_record_is_pro
     dead = list(log.read("segue.dead-letters"))
     assert [record.value() for record in dead] == [b'{"cut']
     assert dict(dead[0].headers() or ())["segue.err.code"] == b"not_an_interaction"
+
+
+def merging() -> list[Output]:
+    """Two pairs of customers merge between their events; one of the merges is undone."""
+    records = interactions(80, customers=4)
+    for at, step, survivor, absorbed in (
+        (30, "merge", 0, 1), (40, "merge", 2, 3), (70, "unmerge", 0, 1),
+    ):  # fmt: skip
+        merge = Merge(f"customer-{survivor}", f"customer-{absorbed}", f"e{at}", at, "user_id with cookie_id")
+        transfer = Transfer(merge.absorbed, step, merge)  # type: ignore[arg-type]
+        records.insert(at, Output(INTERACTIONS, merge.absorbed.encode(), msgspec.json.encode(transfer)))
+    return records
+
+
+@pytest.mark.parametrize("at", range(1, 8))
+def test_a_crash_at_any_step_of_a_merge_changes_nothing_of_its_end(
+    log: SqliteLog, tmp_path: Path, redis_client: redis.Redis, at: int
+) -> None:
+    """What one owner writes for another's partition comes at another time, so of contexts the events are compared."""
+    log.append(merging())
+    crashed = Faulty(redis_client, crash, at)
+    with suppress(Crash):
+        run(log, crashed, batch=10)
+    for _ in range(4):  # until the owners have nothing to tell each other any more
+        run(log, Faulty(redis_client), batch=10)
+    assert crashed.writes >= at, "it did not come to a crash"
+    found = {key.rpartition(":")[2]: orjson.loads(raw) for key, raw in documents(redis_client).items()}
+    events = {f"customer-{c}": {f"e{n}" for n in range(c, 80, 4)} for c in range(4)}
+    for customer, expected in (
+        ("customer-0", events["customer-0"]),
+        ("customer-1", events["customer-1"]),
+        ("customer-2", events["customer-2"] | events["customer-3"]),
+        ("customer-2/customer-3", events["customer-3"]),
+    ):
+        assert {entry["id"] for entry in found[customer]["timeline"]} == expected
+        assert sum(found[customer]["channels"].values()) == len(expected)
+    said = Counter(orjson.loads(record.value() or b"")["entry"]["id"] for record in log.read(JOURNEY_STEPS))
+    assert [count for event, count in said.items() if event.startswith("e") and event[1:].isdigit()] == [1] * 80
 
 
 def test_the_fence_says_how_far_the_state_is(log: SqliteLog, redis_client: redis.Redis) -> None:

@@ -61,8 +61,9 @@ FLEET = ("resolve.1", "resolve.2", "context.1", "context.2", "signals.1", "signa
 DRAIN_S = 60.0
 _READER_HZ = 20
 _WATCHED = 40
-_HEAD = 160
-"""Bytes of a document that hold its key and its revision."""
+_HEAD = 12_000
+"""Bytes of a document that hold its revision and its counts: all before the timeline."""
+_CHANNELS = re.compile(rb'"channels":({[^}]*})')
 _REVISION = re.compile(rb'"revision":(\d+)')
 
 
@@ -486,11 +487,20 @@ class Topics:
             consumer.close()
 
     def interactions(self) -> Counter[str]:
-        return Counter(orjson.loads(m.value())["entry"]["id"] for m in self.read("segue.interactions"))
+        found = (orjson.loads(message.value()) for message in self.read("segue.interactions"))
+        return Counter(record["entry"]["id"] for record in found if "entry" in record)  # the others are timers
 
     def steps(self) -> list[Step]:
         found = (orjson.loads(message.value()) for message in self.read("segue.journey-steps"))
-        return [Step(step["customer_key"], step["revision"], step["entry"]["id"]) for step in found]
+        return [
+            Step(
+                step["customer_key"],
+                step["revision"],
+                step["entry"]["id"],
+                step["entry"].get("actor", {}).get("kind") == "system",  # the load has no other systems
+            )
+            for step in found
+        ]
 
     def signals(self) -> list[dict[str, Any]]:
         return [orjson.loads(message.value()) for message in self.read("segue.signals")]
@@ -550,7 +560,7 @@ class Store:
         return found["at_ms"] / 1000 if found.get("owned") else 0.0
 
     def behind(self, want: dict[str, int]) -> int:
-        """How many customers have fewer revisions than wanted."""
+        """How many customers have fewer events than wanted."""
         try:
             keys = self.keys()
             heads = self._heads(keys)
@@ -563,7 +573,7 @@ class Store:
         pipe = self.client.pipeline(transaction=False)
         for key in keys:
             pipe.getrange(key, 0, _HEAD)
-        return [revision_of(head) for head in pipe.execute()]
+        return [events_of(head) for head in pipe.execute()]
 
     def _customer(self, key: bytes) -> str:
         if key not in self._customers:
@@ -581,6 +591,12 @@ class Store:
             epoch = None if fence is None else orjson.loads(fence)["epoch"]
             sighted.append((self._customer(key), Sighting(at, epoch, 0 if raw is None else revision_of(raw))))
         return sighted
+
+
+def events_of(head: bytes) -> int:
+    """The events in a document; a session names its channels too, but in a list."""
+    found = _CHANNELS.search(head)
+    return 0 if found is None else sum(orjson.loads(found[1]).values())
 
 
 def revision_of(raw: bytes) -> int:

@@ -5,6 +5,7 @@
 The files go in by the real door (HTTP for the embedded stack, Kafka for the other) and through all
 processors; what `/v1/stats` says then stands beside the reference numbers (tests/data) and, for the
 incident log, beside what `bench.oracle_incident_log` counts from the CSV with none of Segue's code.
+What needs no stack stands before them: the session windows of other engines (`bench.session_windows`).
 Exit code 1 when any count differs.
 """
 
@@ -26,7 +27,7 @@ from confluent_kafka.admin import AdminClient
 from rich.console import Console
 from rich.table import Table
 
-from bench import oracle_incident_log
+from bench import oracle_incident_log, session_windows
 from bench.counts import Line, compare, of_incident_log, of_sf311, of_stats
 from bench.stack import fresh
 from segue.cli.stats import fetch
@@ -174,8 +175,16 @@ def report(title: str, lines: list[Line], *, oracle: bool) -> bool:
     return wrong == 0
 
 
+def report_session_windows() -> bool:
+    """Print which cases of other engines hold, and why the others are left out; whether all others hold."""
+    right = report("session_windows (the core, no stack)", session_windows.lines(session_windows.cases()), oracle=False)
+    for name, reason in session_windows.left_out().items():
+        console.print(f"[dim]  left out: {name}: {reason}[/]")
+    return right
+
+
 def main() -> None:
-    """Run both files through one fresh stack."""
+    """Run both files through one fresh stack, and what needs none beside them."""
     parser = argparse.ArgumentParser(description="Import the reference files and compare every count.")
     parser.add_argument("--stack", choices=("embedded", "kafka"), default="embedded")
     kind = parser.parse_args().stack
@@ -185,6 +194,7 @@ def main() -> None:
         cases = imported(settings, stack, log, "incident_log")
         requests = imported(settings, stack, SF311, "sf311")
     right = [
+        report_session_windows(),
         report(
             f"incident_log ({kind})",
             compare(of_incident_log(reference["incident_log"]), oracle, cases, but="touchpoint."),

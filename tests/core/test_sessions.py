@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench import session_windows
 from segue.core.apply import Applied
 from segue.core.context import Policy
 from tests.core.builders import AGENT, HOUR, MINUTE, SYSTEM, Customer, kinds, only
 
 GAP, GRACE, LONGEST = Policy().session_gap_ms, Policy().grace_ms, Policy().session_max_ms
-TABLE = Path(__file__).parents[1] / "data" / "session_window_cases.json"
 
 
 def patient(**policy: Any) -> Customer:
@@ -250,34 +247,22 @@ def test_an_agents_work_that_arrived_before_the_event_that_opens_the_visit_exten
 
 # --- the tables of other engines
 
-SKIPPED = {
-    "apache-beam": "the boundary is half-open there: exactly one gap splits",
-    "apache-flink": "windows [start, end) are merged when they touch: no events, so nothing to apply",
-    "kafka-emissions-on-merge": "about the tombstone that Kafka Streams emits; here a `session.merged` fact says it",
-    "kafka-null-key": "a record without a key never gets here: the resolve processor dead-letters it",
-    "kafka-late-zero-grace": "lateness is per customer here, per partition there, and late events are kept",
-    "kafka-late-grace-1": "lateness is per customer here, per partition there, and late events are kept",
-}
-
 
 def test_sessions_are_those_of_the_engines_that_join_at_exactly_the_gap() -> None:
-    """The inclusive cases of the table hold; the rest is left out by design, each for a reason above."""
-    cases = json.loads(TABLE.read_text())["cases"]
-    held, left_out = [], []
-    for case in cases:
-        if case["engine"] in SKIPPED or case["id"] in SKIPPED:
-            left_out.append(case["id"])
-            continue
-        customers: dict[str, Customer] = defaultdict(lambda gap=case["gap"]: patient(session_gap_ms=gap))  # type: ignore[misc]
-        for event in case["input"]:
-            customers[event["key"]].does(event["ts"])
-        found = sorted((key, *span) for key, customer in customers.items() for span in customer.spans)
-        expected = sorted(case["expect"], key=lambda session: (session["key"], session["first"]))
-        for (key, first, last, count), session in zip(found, expected, strict=True):
-            assert (key, first, last) == (session["key"], session["first"], session["last"]), case["id"]
-            assert count == session.get("count", count), case["id"]
-        held.append(case["id"])
-    assert (len(held), len(left_out)) == (17, 18)
+    """All that follows our rule holds; the rest is left out by design, each case for a reason."""
+    tried = list(session_windows.cases())
+    assert [case for case in tried if not case.holds] == []
+    assert (len(tried), len(session_windows.left_out())) == (28, 7)
+    assert {case.engine for case in tried} == {"apache-beam", "kafka-streams", "bytewax", "apache-flink"}
+    assert [line.right for line in session_windows.lines(tried)] == 4 * [True]
+
+
+def test_a_case_holds_only_if_all_that_is_said_of_every_session_is_so() -> None:
+    case = next(case for case in session_windows.cases() if case.name == "bytewax-extend-merge")
+    for wrong in ([], [*case.found, *case.found], [case.found[0] | {"last": 19}], [case.found[0] | {"merged": 0}]):
+        broken = case._replace(found=wrong)
+        assert not broken.holds
+        assert [line.name for line in session_windows.lines([broken]) if not line.right][-1] == case.name
 
 
 # --- properties

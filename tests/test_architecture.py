@@ -16,7 +16,7 @@ LAYERS = [
     {"segue.core", "segue.errors", "segue"},
     {"segue.topics", "segue.metrics", "segue.rejections", "segue.mending", "segue.embedded", "segue.rules"},
     {"segue.settings", "segue.normalise", "segue.log", "segue.store", "segue.deadletters"},
-    {"segue.routing", "segue.merge", "segue.quarantine"},
+    {"segue.routing", "segue.merge", "segue.quarantine", "segue.orders"},
     {"segue.engine", "segue.transports"},
     {"segue.client"},
     {"streams.resolve", "streams.context", "streams.signals", "streams"},

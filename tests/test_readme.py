@@ -65,7 +65,8 @@ def test_the_reading_commands_of_the_readme_answer(running: tuple[EmbeddedStack,
         assert listening.stdout is not None
         assert any(line.startswith("data:") for line in iter(listening.stdout.readline, ""))
         listening.kill()
-    for page in ("/docs", "/metrics", "/openapi.json", "/v1/customers/email:lin@example.com/signals"):
+    for page in ("/docs", "/metrics", "/openapi.json", "/v1/customers/email:lin@example.com/signals",
+                 "/v1/identity/email:lin@example.com"):  # fmt: skip
         assert httpx.get(url + page).status_code == 200, page
 
 

@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from segue import __version__
-from segue.api import models, pages, problems, routes_events, routes_ops, routes_read
+from segue.api import models, pages, problems, routes_events, routes_identity, routes_ops, routes_read
 from segue.api.edge import Edge
 from segue.api.services import Services
 from segue.errors import SettingsError
@@ -35,6 +35,7 @@ and `lag_ms`, in the body and as the headers `Segue-As-Of` and `Segue-Lag-Ms`. E
 _TAGS = [
     {"name": "events", "description": "Send what happened. An accepted event is durable in the log."},
     {"name": "customers", "description": "Read what is known of a customer, once or live."},
+    {"name": "identity", "description": "Who is one person and why, and an operator's word on it."},
     {"name": "operation", "description": "Counts, health, metrics."},
 ]
 
@@ -70,7 +71,7 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.services = services
-    for routes in (routes_events, routes_read, routes_ops):
+    for routes in (routes_events, routes_read, routes_identity, routes_ops):
         app.include_router(routes.router)
     pages.install(app)
     problems.install(app)

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import redis.asyncio
 
 from segue.errors import LogUnavailable, SettingsError, StoreUnavailable
-from segue.log.port import Log
+from segue.log.port import Log, Output
 from segue.routing import Routed, in_order
 from segue.runtime import open_log, redis_url
 from segue.settings import Settings
@@ -128,18 +128,22 @@ class LogDoor:
 
     async def append(self, events: Iterable[Routed]) -> None:
         """Write all, in order; returns when all are acknowledged. Raises LogUnavailable, outcome unknown."""
-        written = asyncio.get_running_loop().run_in_executor(self._threads, self._append, list(events))
+        await self.write(in_order(list(events)))
+
+    async def write(self, runs: Iterable[list[Output]]) -> None:
+        """Write records, one run acknowledged after another. Raises as `append`."""
+        written = asyncio.get_running_loop().run_in_executor(self._threads, self._append, runs)
         try:
             await asyncio.wait_for(written, APPEND_S)
         except TimeoutError:
             raise LogUnavailable(f"the log did not acknowledge within {APPEND_S:g} s") from None
 
-    def _append(self, events: list[Routed]) -> None:
+    def _append(self, runs: Iterable[list[Output]]) -> None:
         try:
             with self._lock:
                 if self._log is None:
                     self._log = open_log(self._settings)
-            for run in in_order(events):
+            for run in runs:
                 self._log.append(run)
         except SettingsError as error:  # the topics are not there yet: no processor has started
             raise LogUnavailable(str(error)) from error

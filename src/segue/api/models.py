@@ -56,6 +56,63 @@ class SignalsAnswer(Answer):
     signals: list[dict[str, Any]] = Field(description="Oldest first, at most 20.")
 
 
+class IdentityAnswer(Answer):
+    """What is known around one identifier."""
+
+    identifier: str = Field(description="`type:value`, normalised.")
+    belongs_to: str = Field(description="Its customer before any merge.")
+    customer_key: str = Field(description="The customer who stands for that one now.")
+    links: list[dict[str, Any]] = Field(
+        description="Every identifier of the customer: whose it is before any merge (`customer_key`), since when "
+        "(`since_ms`) and by which event (`event_id`)."
+    )
+    merges: list[dict[str, Any]] = Field(
+        description="Who was absorbed by whom, oldest first: `event_id` (or the command's id), `at_ms`, `reason`."
+    )
+    candidates: list[dict[str, Any]] = Field(
+        description="Who used an identifier of this customer's and was not merged with them: `reason` and `why`."
+    )
+
+
+class MergeOrder(BaseModel):
+    """That the customers of two identifiers are one person."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    identifiers: list[str] = Field(
+        min_length=2,
+        max_length=2,
+        description="`type:value`, one of each customer. The older customer survives, so there is none to choose.",
+        examples=[["user_id:4711", "email:ana@example.com"]],
+    )
+    dry_run: bool = Field(False, description="Say what would be done, and do nothing.")
+
+
+class UnmergeOrder(BaseModel):
+    """That the customer whom an identifier belonged to before a merge is one of their own."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    identifier: str = Field(description="`type:value`", examples=["cookie_id:c-81"])
+    dry_run: bool = Field(False, description="Say what would be done, and do nothing.")
+
+
+class OrderAnswer(BaseModel):
+    """A command that the log has acknowledged."""
+
+    command_id: str = Field(description="Names what comes of it, in `segue.identity` and as a merge's `event_id`.")
+    action: str = Field(examples=["merge"])
+
+
+class PlanAnswer(BaseModel):
+    """What a command would do; nothing was done."""
+
+    would_merge: list[str] = Field([], description="The keys of the two customers.")
+    would_leave: dict[str, Any] = Field(
+        {}, description="Who would leave whom (`from`), with how many `interactions` and which `identifiers`."
+    )
+
+
 class FieldError(BaseModel):
     """One thing that was wrong, and how to mend it."""
 
@@ -162,7 +219,10 @@ class Ready(Answer):
     processors: dict[str, int] = Field(description="Each processor's lag in milliseconds.")
 
 
-_MODELS = (ContextAnswer, TimelineAnswer, SignalsAnswer, AcceptedAnswer, Stats, Ready, ProblemAnswer)
+_MODELS = (
+    ContextAnswer, TimelineAnswer, SignalsAnswer, IdentityAnswer, MergeOrder, UnmergeOrder, OrderAnswer, PlanAnswer,
+    AcceptedAnswer, Stats, Ready, ProblemAnswer,
+)  # fmt: skip
 
 
 def components() -> dict[str, Any]:
@@ -171,14 +231,22 @@ def components() -> dict[str, Any]:
     return dict(found["$defs"])
 
 
+def body(model: type[BaseModel]) -> dict[str, Any]:
+    """The `openapi_extra` of a route that reads a JSON body of this model."""
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": _schema(model)}}}}
+
+
+def _schema(model: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": _REF + model.__name__}
+
+
 def answers(model: type[BaseModel] | None, description: str, status: int = 200) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route: its own answer, and a problem for everything else."""
-    problem = {"application/problem+json": {"schema": {"$ref": _REF + ProblemAnswer.__name__}}}
+    problem = {"application/problem+json": {"schema": _schema(ProblemAnswer)}}
     found: dict[int | str, dict[str, Any]] = {
         "4XX": {"description": "A problem of the request", "content": problem},
         "503": {"description": "Something is away; see the header Retry-After", "content": problem},
     }
     if model is not None:
-        schema = {"application/json": {"schema": {"$ref": _REF + model.__name__}}}
-        found[status] = {"description": description, "content": schema}
+        found[status] = {"description": description, "content": {"application/json": {"schema": _schema(model)}}}
     return found

@@ -46,6 +46,11 @@ KINDS: dict[str, Kind] = {
     ),
     "no-such-path": Kind(404, "No such path", "The paths are listed at /docs."),
     "method-not-allowed": Kind(405, "The path has no such method", "The header `Allow` lists its methods."),
+    "identity-conflict": Kind(
+        409,
+        "The customers do not stand so",
+        "GET /v1/identity/{identifier} shows who stands for whom; `reason` and `detail` say what is in the way.",
+    ),
     "too-large": Kind(413, "Too large", "Send less at once; large content belongs elsewhere, with a reference to it."),
     "unsupported-media-type": Kind(
         415,

@@ -71,14 +71,14 @@ async def send(request: Request) -> Response:
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media not in (EVENT, BATCH, JSON):
         raise Problem("unsupported-media-type", KINDS["unsupported-media-type"].remedy, field="content-type")
-    body, services = await _body(request), services_of(request)
+    body, services = await body_of(request), services_of(request)
     if media == BATCH or (media == JSON and body.lstrip()[:1] == b"["):
         return await _batch(services, body)
     return await _single(services, body)
 
 
-async def _body(request: Request) -> bytes:
-    """Read the body, never keeping more than the limit of it."""
+async def body_of(request: Request) -> bytes:
+    """Read the body, never keeping more than the limit of it. Raises Problem when it is larger."""
     parts, size = [], 0
     async for part in request.stream():
         size += len(part)

@@ -47,19 +47,21 @@ async def customer(services: Services, identifier: str) -> tuple[str, View]:
         fresh = await run(queries.freshness())
         key = await run(queries.find(checked))
     if key is None:
-        raise _unknown(kind, fresh)
+        raise unknown(kind, fresh)
     view = await run(queries.view(key))
     if view.context is None:
-        raise _unknown(kind, view.fresh)
+        raise unknown(kind, view.fresh)
     return view.customer_key, view
 
 
-def _unknown(kind: str, fresh: Freshness) -> Problem:
+def unknown(kind: str, fresh: Freshness, field: str | None = None) -> Problem:
+    """The problem that nobody has an identifier of this type, as far as the store knows by now."""
     late = "not known how far behind the store is" if fresh.lag_ms is None else f"the store is {fresh.lag_ms} ms behind"
     detail = f"No customer has this {kind}. An event that names it may not have been applied yet; {late}."
     return Problem(
         "unknown-customer",
         detail,
+        field=field,
         headers=answers.fresh_headers(fresh),
         identifier_type=kind,
         **answers.fresh_members(fresh),

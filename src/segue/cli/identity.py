@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import uuid
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 import typer
 
+from segue.core.event import Rejected
 from segue.errors import SettingsError
 
 if TYPE_CHECKING:
     from segue.core.event import Identifier
+    from segue.orders import Plan
     from segue.settings import Settings
     from segue.store.graph import Graph
-    from segue.store.reader import Reader
+    from segue.store.reader import Queries, Query, Reader
+
+T = TypeVar("T")
 
 identity_app = typer.Typer(
     name="identity", help="Who is one person: show, candidates, merge, unmerge.", no_args_is_help=True
@@ -39,32 +43,31 @@ def candidates_command(identifier: Given) -> None:
 @identity_app.command("merge")
 def merge_command(identifier: Given, other: Given, dry_run: DryRun = False) -> None:
     """Say that the customers of two identifiers are one person. The older survives; unlike names are refused."""
+    from segue.orders import merging
+
     desk = _Desk()
-    one, two = desk.graph(identifier), desk.graph(other)
-    if one.customer_key == two.customer_key:
-        raise SettingsError("these identifiers are of one customer already")
-    if dry_run:
-        _print({"would_merge": [one.customer_key, two.customer_key]})
-        return
-    desk.order("merge", one.identifier, two.identifier)
+    one, two = (desk.checked(identifier), "identifier"), (desk.checked(other, "other"), "other")
+    desk.order(desk.ask(lambda queries: merging(queries, one, two)), dry_run)
 
 
 @identity_app.command("unmerge")
 def unmerge_command(identifier: Given, dry_run: DryRun = False) -> None:
     """Take the customer whom an identifier belonged to out of its merge, with all that came by its identifiers."""
+    from segue.orders import unmerging
+
     desk = _Desk()
-    found = desk.graph(identifier)
-    leaving = desk.leaving(found)
-    if leaving is None:
-        raise SettingsError("this identifier's customer is not merged into another, or the merge is still under way")
-    if dry_run:
-        _print({"would_leave": leaving})
-        return
-    desk.order("unmerge", found.identifier)
+    checked = desk.checked(identifier)
+    desk.order(desk.ask(lambda queries: unmerging(queries, checked)), dry_run)
 
 
 def _print(what: Any) -> None:
     typer.echo(msgspec.json.format(msgspec.json.encode(what), indent=2).decode())
+
+
+def _accepted(answer: T | Rejected) -> T:
+    if isinstance(answer, Rejected):
+        raise SettingsError(f"{answer.field}: {answer.detail}")
+    return answer
 
 
 class _Desk:
@@ -78,38 +81,28 @@ class _Desk:
         self.settings: Settings = load()
         self.reader: Reader = Reader(runtime.open_redis(self.settings), self.settings.phone_region)
 
+    def checked(self, given: str, name: str = "identifier") -> Identifier:
+        from segue.orders import identifier_in
+
+        return _accepted(identifier_in(given, self.settings.phone_region, name))
+
     def graph(self, given: str) -> Graph:
-        from segue.store.graph import graph
+        from segue.orders import known
 
-        found = self.reader.run(lambda queries: graph(queries, self._checked(given)))
-        if found is None:
-            raise SettingsError("no customer has this identifier")
-        return found
+        identifier = self.checked(given)
+        return self.ask(lambda queries: known(queries, identifier))
 
-    def leaving(self, found: Graph) -> dict[str, Any] | None:
-        from segue.store.graph import leaving
+    def ask(self, query: Callable[[Queries], Query[T | Rejected]]) -> T:
+        return _accepted(self.reader.run(query))
 
-        return self.reader.run(lambda queries: leaving(queries, found))
-
-    def order(self, action: Any, identifier: str, other: str | None = None) -> None:
+    def order(self, plan: Plan, dry_run: bool) -> None:
         """Write the command; resolve does it, and `segue.identity` says what came of it."""
         from segue import runtime
-        from segue.core.lineage import Command
-        from segue.log.port import Output
-        from segue.topics import COMMANDS
 
-        command = Command(str(uuid.uuid4()), action, identifier, other)
+        if dry_run:
+            _print(plan.would)
+            return
         log = runtime.open_log(self.settings)
-        log.append([Output(COMMANDS, identifier.encode(), msgspec.json.encode(command))])
+        log.append([plan.output])
         log.close()
-        typer.echo(f"{action}: command {command.command_id} accepted")
-
-    def _checked(self, given: str) -> Identifier:
-        from segue.core.event import Rejected
-        from segue.store.reader import identifier_of
-
-        kind, _, value = given.partition(":")
-        checked = identifier_of(kind, value, self.settings.phone_region)
-        if isinstance(checked, Rejected):
-            raise SettingsError(f"identifier: {checked.detail}")
-        return checked
+        typer.echo(f"{plan.command.action}: command {plan.command.command_id} accepted")

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from segue.api import models
+from segue.settings import Settings
 from segue.topics import COMMANDS
 from tests.support.stack import ApiServer, EmbeddedStack
 from tests.test_api import problem
@@ -119,10 +120,14 @@ def test_a_body_that_is_no_json_and_an_identifier_that_nobody_has_are_problems(a
     assert "nobody" not in str(told)
 
 
-def test_without_a_store_nothing_is_shown_and_nothing_is_ordered(tmp_path: Path) -> None:
+def test_without_a_store_or_a_log_the_answer_is_that_they_are_away(tmp_path: Path) -> None:
     with EmbeddedStack(tmp_path) as stack, ApiServer(stack.settings) as server:
         shop = Shop(stack)
         shop.event("!" + USER)
+        shop.event(COOKIE)
+        with ApiServer(Settings(data_dir=tmp_path, redis=stack.valkey.url, kafka="127.0.0.1:1", api_port=0)) as no_log:
+            merge = httpx.post(f"{no_log.url}/v1/identity/merges", json={"identifiers": [USER, COOKIE]}, timeout=15)
+        assert problem(merge, 503)["type"] == "/problems/log-unavailable"
         url = f"{server.ready().url}/v1/identity"
         assert httpx.get(f"{url}/{USER}").status_code == 200
         stack.valkey.stop()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
@@ -14,7 +14,7 @@ from segue.api.models import IdentityAnswer, MergeOrder, OrderAnswer, PlanAnswer
 from segue.api.models import answers as described
 from segue.api.problems import Problem
 from segue.api.routes_events import JSON, body_of
-from segue.api.routes_read import Identifier, unknown
+from segue.api.routes_read import unknown
 from segue.api.services import Services, services_of
 from segue.core import event
 from segue.core.event import Rejected
@@ -26,6 +26,15 @@ router = APIRouter(prefix="/v1/identity", tags=["identity"])
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
 
+Identifier = Annotated[
+    str,
+    Path(
+        description="An identifier of the customer's as `type:value`, percent-encoded: `email:ana%40example.com`. A "
+        "`customer_key` is none: links and merges are about identifiers.",
+        examples=["email:ana@example.com"],
+    ),
+]
+
 
 @router.get(
     "/{identifier:path}",
@@ -33,8 +42,8 @@ T = TypeVar("T")
     responses=described(IdentityAnswer, "Links, merges and candidates, each with the event that said so"),
 )
 async def show(identifier: Identifier, request: Request) -> Response:
-    """The identity graph around an identifier (a `customer_key` is none): the customer's identifiers, the merges
-    that stand, and who used an identifier of theirs but was not merged with them, and why."""
+    """The identity graph around an identifier: the customer's identifiers, the merges that stand, and who used an
+    identifier of theirs but was not merged with them, and why."""
     services = services_of(request)
     checked = _checked(services, identifier, "identifier")
     fresh = await services.store.run(services.store.queries.freshness())

@@ -5,7 +5,8 @@
 The files go in by the real door (HTTP for the embedded stack, Kafka for the other) and through all
 processors; what `/v1/stats` says then stands beside the reference numbers (tests/data) and, for the
 incident log, beside what `bench.oracle_incident_log` counts from the CSV with none of Segue's code.
-What needs no stack stands before them: the session windows of other engines (`bench.session_windows`).
+Beside them stand the session windows of other engines (`bench.session_windows`) and persons of whom the truth is known
+(`bench.febrl`).
 Exit code 1 when any count differs.
 """
 
@@ -20,6 +21,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from importlib.resources import as_file, files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import orjson
@@ -27,7 +29,7 @@ from confluent_kafka.admin import AdminClient
 from rich.console import Console
 from rich.table import Table
 
-from bench import oracle_incident_log, session_windows
+from bench import febrl, oracle_incident_log, session_windows
 from bench.counts import Line, compare, of_incident_log, of_sf311, of_stats
 from bench.stack import fresh
 from segue.cli.stats import fetch
@@ -36,6 +38,7 @@ from segue.importer import loading, run
 from segue.settings import Settings
 from segue.up import Stack
 from tests.support.kafka_broker import free_ports
+from tests.support.stack import EmbeddedStack
 
 DATA = Path(__file__).parents[1] / "tests" / "data"
 SF311 = DATA / "sf311" / "sf311_service_requests.csv.gz"
@@ -183,8 +186,22 @@ def report_session_windows() -> bool:
     return right
 
 
+def report_febrl() -> bool:
+    """Send persons of whom the truth is known through an embedded stack of their own; whether nobody is put together
+    with somebody else, and everybody with whom they share an exact key."""
+    records = [person for name in febrl.SETS for person in febrl.people(name)]
+    console.print(f"[bold]identity_febrl[/]: sending {len(records):,} records ...")
+    with TemporaryDirectory() as directory, EmbeddedStack(Path(directory)) as stack:
+        found = febrl.through(stack, records)
+    expected = sum(count for count, _ in febrl.SETS.values()), sum(count for _, count in febrl.SETS.values())
+    right = report("identity_febrl (embedded)", febrl.lines(records, found, expected), oracle=True)
+    judged = febrl.pairs(records, found.customers)
+    console.print(f"precision {judged.precision:.4f}, recall {judged.recall:.4f} by exact keys alone")
+    return right
+
+
 def main() -> None:
-    """Run both files through one fresh stack, and what needs none beside them."""
+    """Run both files through one fresh stack, and what needs none or another beside them."""
     parser = argparse.ArgumentParser(description="Import the reference files and compare every count.")
     parser.add_argument("--stack", choices=("embedded", "kafka"), default="embedded")
     kind = parser.parse_args().stack
@@ -201,6 +218,7 @@ def main() -> None:
             oracle=True,
         ),
         report(f"sf311 ({kind})", compare(of_sf311(reference["sf311"]), None, requests), oracle=False),
+        report_febrl(),
     ]
     sys.exit(0 if all(right) else 1)
 

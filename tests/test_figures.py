@@ -13,7 +13,7 @@ import orjson
 import pytest
 from rich.console import Console
 
-from bench import oracle_incident_log
+from bench import febrl, oracle_incident_log
 from bench.counts import Line, compare, of_incident_log, of_sf311, of_stats
 from segue.cli.stats import fetch, tables
 from segue.client import Client
@@ -97,6 +97,26 @@ def test_the_oracle_reproduces_every_reference_number_of_the_incident_log() -> N
     oracle = oracle_incident_log.count(oracle_incident_log.read(INCIDENT_LOG))
     assert len(reference) == 13
     assert {name: oracle[name] for name in reference} == reference
+
+
+def test_exact_keys_put_no_two_people_together_and_all_records_that_share_one(tmp_path: Path) -> None:
+    everybody = list(febrl.people("dataset3"))
+    some = set(sorted({person.entity for person in everybody})[:400])
+    records = [person for person in everybody if person.entity in some]
+    with EmbeddedStack(tmp_path, event_partitions=1) as stack:
+        found = febrl.through(stack, records)
+    assert_all_equal(febrl.lines(records, found, (len(records), 400)))
+    assert found.merges  # some records have nothing in common but a third
+
+
+def test_a_record_put_with_somebody_else_and_one_left_alone_are_both_seen() -> None:
+    people = [febrl.Person(f"r{n}", entity, (f"k{entity}",)) for n, entity in enumerate("aab")]
+    judged = febrl.pairs(people, {"r0": "1", "r1": "2", "r2": "2"})
+    assert (judged.right, judged.wrong, judged.true) == (0, 1, 1)
+    found = febrl.Found({"r0": "1", "r1": "2", "r2": "2"}, 2, [], 0)
+    wrong = [line.name for line in febrl.lines(people, found, (3, 2)) if not line.right]
+    assert wrong == ["pairs of unlike people put together", "pairs of one person put together"]
+    assert len(set(febrl.connected(people).values())) == 2
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,9 @@ class Poller(threading.Thread):
         assert self.wrong == []
 
 
-@pytest.mark.parametrize("partitions", [None, 4, 9])
+@pytest.mark.parametrize(
+    ("settings", "partitions"), [("embedded", None), ("embedded", 9), ("kafka", 4)], indirect=["settings"]
+)
 def test_a_rebuild_under_traffic_loses_doubles_and_hides_nothing(
     settings: Settings, processes: Processes, redis_client: redis.Redis, partitions: int | None
 ) -> None:
@@ -227,6 +229,7 @@ main()
 """
 
 
+@pytest.mark.parametrize("settings", ["embedded"], indirect=True)  # what is killed is ours, on either log
 @pytest.mark.parametrize(
     ("when", "point"),
     [

@@ -165,7 +165,7 @@ class _Comparison:
         with reachable(), self._live.pipeline() as pipe:
             pipe.get(self._place.fence(shard, self._name))
             _read(pipe, keys)
-            raw, *found = pipe.execute()
+            raw, *found = pipe.execute(raise_on_error=False)
         tp = self.inputs.get(shard)
         if raw is None or tp is None:
             for key in keys:
@@ -177,14 +177,14 @@ class _Comparison:
         self._engine.run({tp: fence.next_offset})
         with reachable(), self._scratch.pipeline() as pipe:
             _read(pipe, keys)
-            rebuilt = pipe.execute()
+            rebuilt = pipe.execute(raise_on_error=False)
         for key, one, other in zip(keys, map(_bytes, rebuilt), map(_bytes, found), strict=True):
             kind = kind_of(key)
             pair = (_ownerless(one), _ownerless(other)) if kind == "fence" else (one, other)
             report.add(kind, self._other_than_text(key) if pair == (None, None) else difference(key, *pair))
 
     def _other_than_text(self, key: str) -> Difference | None:
-        """MGET passes over what is no string: say so rather than call it the same."""
+        """What is of another type was not read: say so rather than call it the same."""
         with reachable():
             found: Any = self._live.type(key)
         return None if found == b"none" else Difference(key, f"$ (a {found.decode()}: not compared)", MISSING, MISSING)
@@ -210,7 +210,11 @@ def _read(pipe: Any, keys: list[str]) -> None:
 
 
 def _bytes(value: Any) -> bytes | None:
-    """A value as the bytes to compare; a sorted set as JSON, and none when it is empty."""
+    """A value as the bytes to compare; a sorted set as JSON, and none when it is empty or of another type."""
+    if isinstance(value, redis.ResponseError):
+        if "WRONGTYPE" not in str(value):
+            raise value
+        return None
     if isinstance(value, list):
         return msgspec.json.encode({member.decode(): int(at) for member, at in value}) if value else None
     found: bytes | None = value

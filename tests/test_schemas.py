@@ -24,9 +24,9 @@ from segue.core.interaction import Entry, Interaction, Step, StepView, entry_of
 from segue.core.lineage import Command, Transfer
 from segue.core.rules import Signal
 from segue.deadletters import Action, dead_letter
+from segue.identity_records import IdentityRecord
 from segue.log.sqlite import Row
 from segue.schemas_tool import DIRECTORY, PUBLISHED, DeadLetterHeaders, generate
-from streams.resolve import IdentityRecord
 
 Accepts = Callable[[bytes], object]
 

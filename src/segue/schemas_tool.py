@@ -29,7 +29,7 @@ from segue.core.interaction import Entry, Interaction, Step
 from segue.core.lineage import Command, Transfer
 from segue.core.rules import Signal
 from segue.deadletters import PREFIX, Action
-from streams.resolve import IdentityRecord
+from segue.identity_records import IdentityRecord
 
 Schema = dict[str, Any]
 Number = Annotated[str, Meta(pattern=r"^[0-9]+\Z")]

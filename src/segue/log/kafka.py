@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
@@ -29,9 +29,13 @@ from segue.log.port import TP, Output, Record
 from segue.topics import MAX_RECORD_BYTES, Topic
 
 _DELIVERY_S = 30.0
+_T = TypeVar("_T")
+
 _ASK_S = 10.0
 """How long the broker may take to answer."""
-_COORDINATOR_MOVES = {
+_MOVING = {
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.NOT_COORDINATOR,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
@@ -194,11 +198,11 @@ class KafkaLog:
     def _offsets(
         self, admin: AdminClient, tps: list[TopicPartition], spec: OffsetSpec, level: IsolationLevel
     ) -> dict[int, int]:
-        try:
-            found = admin.list_offsets(dict.fromkeys(tps, spec), isolation_level=level, request_timeout=30)
-            return {tp.partition: future.result(30).offset for tp, future in found.items()}
-        except (KafkaException, TimeoutError) as error:
-            raise LogUnavailable(f"offsets at {self._bootstrap}: {error}") from error
+        def asked() -> dict[int, int]:
+            found = admin.list_offsets(dict.fromkeys(tps, spec), isolation_level=level, request_timeout=_ASK_S)
+            return {tp.partition: future.result(2 * _ASK_S).offset for tp, future in found.items()}
+
+        return self._answer(f"offsets of {tps[0].topic if tps else 'no topic'}", asked)
 
     def reader(self) -> KafkaReader:
         return KafkaReader(self._common)
@@ -227,21 +231,32 @@ class KafkaLog:
             raise LogUnavailable(f"offsets of group {group}: {wrong.str()}")
 
     def _of_group(self, group: str, ask: Callable[[AdminClient], dict[str, Any]]) -> Any:
-        """Ask the group's coordinator, again while it is being found. None when there is no such group."""
+        """What the group's coordinator says. None when there is no such group."""
         admin = AdminClient(self._common)
+
+        def asked() -> Any:
+            (found,) = ask(admin).values()
+            try:
+                return found.result(2 * _ASK_S)
+            except KafkaException as error:
+                if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
+                    return None
+                raise
+
+        return self._answer(f"group {group}", asked)
+
+    def _answer(self, what: str, ask: Callable[[], _T]) -> _T:
+        """Ask again while the broker that knows is being found: a topic just made has no leader for a moment."""
         until = time.monotonic() + _SETTLE_S
         while True:
-            (asked,) = ask(admin).values()
             try:
-                return asked.result(2 * _ASK_S)
+                return ask()
             except TimeoutError as error:
-                raise LogUnavailable(f"no Kafka at {self._bootstrap}: no answer about group {group}") from error
+                raise LogUnavailable(f"no Kafka at {self._bootstrap}: no answer about {what}") from error
             except KafkaException as error:
                 cause = error.args[0]
-                if cause.code() == KafkaError.GROUP_ID_NOT_FOUND:
-                    return None
-                if cause.code() not in _COORDINATOR_MOVES or time.monotonic() > until:
-                    raise LogUnavailable(f"group {group}: {cause.str()}") from error
+                if cause.code() not in _MOVING or time.monotonic() > until:
+                    raise LogUnavailable(f"{what} at {self._bootstrap}: {cause.str()}") from error
             time.sleep(0.1)
 
     def join(self, group: str, topics: Sequence[str], instance: str) -> KafkaMember:

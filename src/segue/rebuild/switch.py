@@ -23,6 +23,7 @@ from msgspec import Struct
 
 from segue import runtime
 from segue.errors import StoreUnavailable
+from segue.identity_records import adds_only, committed
 from segue.log.port import TP, Log, Record
 from segue.rebuild.copy import Copy
 from segue.rebuild.lease import Lease
@@ -35,7 +36,6 @@ from segue.store.keys import HOLD, LAYOUT, REBUILD, Layout
 from segue.store.reader import LAYOUT_S
 from segue.store.shards import encode_fence
 from segue.topics import IDENTITY, INTERACTIONS, JOURNEY_STEPS
-from streams.resolve import adds_only, committed
 
 NEAR_RECORDS = 5000
 """So close behind live processing the hold begins: its tail is then a fraction of a second."""

@@ -21,6 +21,7 @@ from msgspec import Struct, field
 
 from segue.embedded.valkey import EmbeddedValkey
 from segue.errors import SegueError
+from segue.identity_records import committed
 from segue.log.port import Log
 from segue.rebuild.difference import MISSING, Difference, difference
 from segue.rebuild.replay import SilentEngine
@@ -31,7 +32,6 @@ from segue.store.identity import IdentityIndex
 from segue.store.keys import Layout
 from segue.store.shards import Fence
 from segue.topics import IDENTITY
-from streams.resolve import committed
 
 _CHUNK = 200
 """Documents that are read at once: a few megabytes, so the live Redis is busy for a few milliseconds."""

@@ -23,6 +23,7 @@ from importlib.resources import files
 from typing import Any, NamedTuple
 
 import redis
+from msgspec import Struct
 
 from segue.core.partition import partition_of
 from segue.errors import WentBack
@@ -41,6 +42,14 @@ MAX_SHARERS = 16
 
 _REPLACE = files("segue.store").joinpath("replace.lua").read_text()
 _SHARE = files("segue.store").joinpath("share.lua").read_text()
+
+
+class Note(Struct, frozen=True):
+    """Why a customer who used another's identifier is not that other: a value of the index' hash of sharers."""
+
+    event_id: str
+    at_ms: int
+    reason: str
 
 
 class Owner(NamedTuple):

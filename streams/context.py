@@ -23,6 +23,7 @@ from segue.core.lineage import Transfer
 from segue.core.timers import Fired, TimerDue
 from segue.engine import Shard, load_missing
 from segue.log.port import TP, Output, Record
+from segue.store.resp import Pieces
 from segue.store.shards import Fence, ShardStore
 from segue.topics import INTERACTIONS, JOURNEY_STEPS
 
@@ -224,8 +225,8 @@ class ContextProcessor:
             for key in keys
         ]
 
-    def encode(self, document: Context) -> bytes:
-        return encoder.encode(document)
+    def encode(self, document: Context) -> Pieces:
+        return encoder.pieces(document)
 
     def recover(self, shard: Shard, found: Fence | None) -> None:
         """Nothing beyond the documents: they and the fence stand or fall together."""

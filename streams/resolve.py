@@ -26,6 +26,7 @@ from segue.normalise import normalise
 from segue.resolution import Arrival, Order, Resolution
 from segue.routing import NO_USABLE_IDENTIFIER
 from segue.store.identity import IdentityIndex
+from segue.store.resp import Pieces
 from segue.store.shards import Fence
 from segue.topics import COMMANDS, EVENT_TOPICS, EVENTS, IDENTITY, INTERACTIONS
 
@@ -93,7 +94,7 @@ class Resolve:
     def due(self, shards: list[Shard], now_ms: int) -> list[Output]:
         return []
 
-    def encode(self, document: Any) -> bytes:
+    def encode(self, document: Any) -> Pieces:
         raise NotImplementedError("resolve keeps no documents")
 
     def recover(self, shard: Shard, found: Fence | None) -> None:

@@ -17,6 +17,7 @@ from segue.core.rules import Rule, RuleBook, SignalState, decoder, encoder
 from segue.deadletters import replayed_for
 from segue.engine import Shard, load_missing
 from segue.log.port import TP, Output, Record
+from segue.store.resp import Pieces
 from segue.store.shards import Fence, ShardStore
 from segue.topics import JOURNEY_STEPS, SIGNALS
 
@@ -147,8 +148,8 @@ class Signals:
     def due(self, shards: list[Shard], now_ms: int) -> list[Output]:
         return []
 
-    def encode(self, document: SignalState) -> bytes:
-        return encoder.encode(document)
+    def encode(self, document: SignalState) -> Pieces:
+        return (encoder.encode(document),)
 
     def recover(self, shard: Shard, found: Fence | None) -> None:
         """Nothing beyond the documents."""

@@ -80,7 +80,7 @@ class World:
         for output in processor.apply(batch):
             self.take(output)
         for name, document in shard.dirty.items():
-            self.store.documents[customer, name] = processor.encode(document)
+            self.store.documents[customer, name] = b"".join(processor.encode(document))
 
     def take(self, output: Output) -> None:
         assert output.key

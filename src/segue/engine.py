@@ -32,6 +32,7 @@ from segue.merge import TimeMerge
 from segue.metrics import Meter, Snapshot
 from segue.quarantine import Quarantine
 from segue.rejections import Limit
+from segue.store.resp import Pieces
 from segue.store.shards import Fence, ShardStore, Write, encode_fence
 
 REPORT_S = 0.2
@@ -116,7 +117,9 @@ class Processor(Protocol):
         """
         ...
 
-    def encode(self, document: Any) -> bytes: ...
+    def encode(self, document: Any) -> Pieces:
+        """The document as it will stand in Redis. Called before the commit: what fails here fails the record."""
+        ...
 
     def recover(self, shard: Shard, found: Fence | None) -> None:
         """Called after a take-over; `found` is the fence as it stood."""

@@ -23,6 +23,7 @@ from segue.errors import StoreUnavailable, WentBack
 from segue.metrics import FORGOTTEN_MS, decode
 from segue.store.connect import evicts, history, reachable
 from segue.store.keys import METRICS, Layout
+from segue.store.resp import Argument, Pieces, packed
 
 _MSET = 500
 """Keys per MSET: keeps one command's buffer at a few megabytes."""
@@ -44,7 +45,7 @@ class Write(Struct):
     shard: str
     expected: bytes
     fence: bytes
-    documents: dict[str, bytes]
+    documents: dict[str, Pieces]
     stats: Counter[str]
     changed: list[tuple[str, int]]
     """Customer keys and revisions, for those who watch."""
@@ -152,7 +153,7 @@ class ShardStore:
         finally:
             pool.release(connection)
 
-    def _commands(self, write: Write) -> Iterator[tuple[Any, ...]]:
+    def _commands(self, write: Write) -> Iterator[tuple[Argument, ...]]:
         layout, shard = self.layout, write.shard
         prefix = layout.document(shard, self.kind, "")
         documents = iter(write.documents.items())
@@ -168,7 +169,7 @@ class ShardStore:
         if write.changed:
             yield "PUBLISH", layout.changes(shard), orjson.dumps(write.changed)
 
-    def _wakes(self, write: Write) -> Iterator[tuple[Any, ...]]:
+    def _wakes(self, write: Write) -> Iterator[tuple[Argument, ...]]:
         key = self.layout.wake(write.shard, self.processor)
         ends = [customer for customer, at in write.wake.items() if not at]
         if ends:
@@ -225,9 +226,9 @@ class ShardStore:
             raise WentBack("Redis restarted or failed over")
 
 
-def _told(connection: Any, commands: list[tuple[Any, ...]]) -> list[Any]:
+def _told(connection: Any, commands: list[tuple[Argument, ...]]) -> list[Any]:
     """Send commands together and read every reply. Raises the first error reply: MULTI then does nothing."""
-    connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+    connection.send_packed_command(packed(commands), check_health=False)
     replies: list[Any] = []
     refused: redis.ResponseError | None = None
     for _ in commands:

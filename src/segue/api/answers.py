@@ -15,6 +15,7 @@ from msgspec import Raw, Struct
 
 from segue.core.items import UNRESOLVED
 from segue.store.reader import Freshness, View
+from segue.store.users import Choice
 
 BOOKKEEPING = ("kin", "seen", "openings", "loose", "due_ms", "fired_ms")
 """Fields that only the document's owner has a use for; half of a long-known customer's document."""
@@ -106,6 +107,21 @@ def timeline_body(view: View, limit: int) -> bytes:
 
 def signals_body(view: View, customer_key: str) -> bytes:
     return _encode({**fresh_members(view.signals_fresh), "customer_key": customer_key, "signals": Raw(view.signals)})
+
+
+def candidate(choice: Choice) -> dict[str, Any]:
+    """One of several customers who use an identifier."""
+    return {
+        "customer_key": choice.customer_key,
+        "reason": choice.reason,
+        "why": choice.why,
+        "since": moment(choice.since_ms),
+        "event_id": choice.event_id,
+        "last_seen": moment(choice.last_seen_ms),
+        "channels": choice.channels,
+        "open_items": choice.open_items,
+        "context": f"/v1/customers/customer_key:{choice.customer_key}/context",
+    }
 
 
 def revision_of(context: bytes) -> int:

@@ -134,6 +134,33 @@ class ProblemAnswer(BaseModel):
     errors: list[FieldError] = []
 
 
+class Candidate(BaseModel):
+    """One of several customers who use an identifier. No identifier of theirs: it may be another person who asks."""
+
+    customer_key: str
+    reason: str = Field(
+        description="`first`: the identifier belongs to them. Otherwise why they are not that one: `another_person`, "
+        "`type_never_merges`, `not_verified`, `shared`, `too_many` or `kept_apart`."
+    )
+    why: dict[str, str] = Field(description="The reason in words, `en` and `zh`.")
+    since: AwareDatetime = Field(description="When they first used the identifier,")
+    event_id: str = Field(description="and the event that said so.")
+    last_seen: AwareDatetime | None = Field(description="The time of their latest event.")
+    channels: list[str]
+    open_items: int
+    context: str = Field(description="Where their context is.")
+
+
+class AmbiguousAnswer(ProblemAnswer):
+    """Several customers use the identifier: one has to be chosen."""
+
+    identifier_type: str
+    message: dict[str, str] = Field(description="For a screen, `en` and `zh`.")
+    candidates: list[Candidate] = Field(description="Most recently seen first; 17 at most.")
+    as_of: AwareDatetime | None
+    lag_ms: int | None
+
+
 class RejectedEvent(BaseModel):
     """An event of a batch that was not accepted."""
 
@@ -221,7 +248,7 @@ class Ready(Answer):
 
 _MODELS = (
     ContextAnswer, TimelineAnswer, SignalsAnswer, IdentityAnswer, MergeOrder, UnmergeOrder, OrderAnswer, PlanAnswer,
-    AcceptedAnswer, Stats, Ready, ProblemAnswer,
+    AcceptedAnswer, Stats, Ready, ProblemAnswer, AmbiguousAnswer,
 )  # fmt: skip
 
 
@@ -238,6 +265,12 @@ def body(model: type[BaseModel]) -> dict[str, Any]:
 
 def _schema(model: type[BaseModel]) -> dict[str, str]:
     return {"$ref": _REF + model.__name__}
+
+
+def readings(model: type[BaseModel] | None, description: str) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that reads by an identifier, which several customers may use."""
+    several = {"application/problem+json": {"schema": _schema(AmbiguousAnswer)}}
+    return answers(model, description) | {409: {"description": "Several customers use it", "content": several}}
 
 
 def answers(model: type[BaseModel] | None, description: str, status: int = 200) -> dict[int | str, dict[str, Any]]:

@@ -51,6 +51,12 @@ KINDS: dict[str, Kind] = {
         "The customers do not stand so",
         "GET /v1/identity/{identifier} shows who stands for whom; `reason` and `detail` say what is in the way.",
     ),
+    "ambiguous-identifier": Kind(
+        409,
+        "Several customers use this identifier",
+        "Ask for an identifier that is theirs alone (a `user_id`), or choose one of `candidates` and read by its "
+        "`customer_key`. `message` says it for a screen, in English and Chinese.",
+    ),
     "too-large": Kind(413, "Too large", "Send less at once; large content belongs elsewhere, with a reference to it."),
     "unsupported-media-type": Kind(
         415,

@@ -11,13 +11,15 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from segue.api import answers
 from segue.api.models import ContextAnswer, SignalsAnswer, TimelineAnswer
-from segue.api.models import answers as described
+from segue.api.models import readings as described
 from segue.api.problems import Problem
 from segue.api.services import Services, services_of
 from segue.api.stream import Watch
+from segue.core import event
 from segue.core.event import Rejected
 from segue.errors import StoreUnavailable
 from segue.store.reader import Freshness, View, identifier_of
+from segue.store.users import User, alone, choices, users
 
 router = APIRouter(prefix="/v1/customers", tags=["customers"])
 
@@ -37,21 +39,47 @@ _PATH = "/{identifier:path}"
 
 async def customer(services: Services, identifier: str) -> tuple[str, View]:
     """The customer key and the view of whoever has this identifier. Raises Problem, StoreUnavailable."""
+    checked = _checked(services, identifier)
+    run, queries = services.store.run, services.store.queries
+    found = await run(users(queries, checked))
+    if not found:  # look again after `as_of` is known, so that the answer holds up to then
+        fresh = await run(queries.freshness())
+        found = await run(users(queries, checked))
+    if not found:
+        raise unknown(checked.type, fresh)
+    if len(found) > 1:
+        raise await ambiguous(services, checked.type, found)
+    view = await run(queries.view(found[0].customer_key))
+    if view.context is None:
+        raise unknown(checked.type, view.fresh)
+    return view.customer_key, view
+
+
+def _checked(services: Services, identifier: str) -> event.Identifier:
     kind, _, value = identifier.partition(":")
     checked = identifier_of(kind, value, services.settings.phone_region)
     if isinstance(checked, Rejected):
         raise Problem.of(checked, "invalid-identifier")
+    return checked
+
+
+async def ambiguous(services: Services, kind: str, found: list[User]) -> Problem:
+    """The problem that an identifier of this type is of several customers: one has to be chosen, not guessed."""
     run, queries = services.store.run, services.store.queries
-    key = await run(queries.find(checked))
-    if key is None:  # look again after `as_of` is known, so that the answer holds up to then
-        fresh = await run(queries.freshness())
-        key = await run(queries.find(checked))
-    if key is None:
-        raise unknown(kind, fresh)
-    view = await run(queries.view(key))
-    if view.context is None:
-        raise unknown(kind, view.fresh)
-    return view.customer_key, view
+    fresh = await run(queries.freshness())
+    told = [answers.candidate(choice) for choice in await run(choices(queries, found))]
+    return Problem(
+        "ambiguous-identifier",
+        f"{len(told)} customers have used this {kind}. Ask for an identifier that is theirs alone, or choose one.",
+        headers=answers.fresh_headers(fresh),
+        identifier_type=kind,
+        message={
+            "en": f"{len(told)} customers use this {kind}. Ask who it is before you go on.",
+            "zh": f"有 {len(told)} 位客户使用此标识（{kind}）。请先确认对方身份，再继续。",
+        },
+        candidates=told,
+        **answers.fresh_members(fresh),
+    )
 
 
 def unknown(kind: str, fresh: Freshness, field: str | None = None) -> Problem:
@@ -74,7 +102,11 @@ def unknown(kind: str, fresh: Freshness, field: str | None = None) -> Problem:
     responses=described(ContextAnswer, "The live context, over all channels"),
 )
 async def context(identifier: Identifier, request: Request) -> Response:
-    """What whoever serves the customer next needs to know: where they are, what is open, what was said."""
+    """What whoever serves the customer next needs to know: where they are, what is open, what was said.
+
+    An identifier that several customers use (a family's telephone, a shared tablet) is answered 409 with all of them,
+    the one seen last first: whoever serves them chooses, Segue does not guess. A `user_id` or a `customer_key` is never
+    ambiguous. So it is with `/timeline`, `/signals` and `/stream`."""
     services = services_of(request)
     _, view = await customer(services, identifier)
     return answers.answer(view.fresh, _context_body(services, view))
@@ -125,6 +157,7 @@ async def _watch(identifier: Identifier, request: Request, response: Response) -
     responses=described(None, ""),
 )
 async def stream(
+    identifier: Identifier,
     request: Request,
     watch: Annotated[Watch, Depends(_watch)],
     last_event_id: Annotated[str | None, Header(description="The revision that the client has.")] = None,
@@ -133,10 +166,17 @@ async def stream(
     revision as its id; a client that reconnects with the current revision gets nothing until the next
     change. `signals`: the answer of `/signals`, when only they changed. Always the newest state: what
     changed while a client was not reading comes as one event. It ends when the customer is merged with an
-    older one; whoever connects again gets that one."""
+    older one; whoever connects again gets that one. When another customer begins to use the identifier (a second
+    person signs in on a tablet), it ends with `ambiguous`, the problem that `/context` answers then: at the next
+    change, or after 15 seconds."""
     services, told = services_of(request), _Told(last_event_id)
+    checked = _checked(services, identifier)
     while not watch.closed:
         try:
+            problem = await _become_ambiguous(services, checked)
+            if problem is not None:
+                yield ServerSentEvent(event="ambiguous", data=problem.body())
+                return
             view = await services.store.run(services.store.queries.view(watch.customer_key))
         except StoreUnavailable:  # the hub wakes us when it is back
             view = None
@@ -150,6 +190,13 @@ async def stream(
             await asyncio.sleep(COALESCE_S)
             continue
         await watch.changed()
+
+
+async def _become_ambiguous(services: Services, checked: event.Identifier) -> Problem | None:
+    if alone(checked):
+        return None
+    found = await services.store.run(users(services.store.queries, checked))
+    return await ambiguous(services, checked.type, found) if len(found) > 1 else None
 
 
 class _Told:

@@ -71,6 +71,15 @@ REASONS = {
     "kept_apart": "an operator took them apart",
 }
 """Why two customers whom one event named were not merged."""
+REASONS_ZH = {
+    "another_person": "双方的唯一标识不同",
+    "type_never_merges": "此类标识只用于指称，不用于合并",
+    "not_verified": "尚未验证该标识属于其本人",
+    "shared": "多位客户使用该标识",
+    "too_many": "该客户已代表过多其他客户",
+    "kept_apart": "操作员已将双方分开",
+}
+"""The same in Chinese, for whoever has to choose between customers."""
 
 JUNK = frozenset({
     "0", "-1", "null", "none", "nil", "nan", "undefined", "unknown", "anonymous", "guest", "n/a", "na", "?", "test",

@@ -148,7 +148,10 @@ class Queries:
         yield [("PING",)]
 
     def find(self, identifier: Identifier) -> Query[str | None]:
-        """The customer key that a checked identifier belongs to, None when nobody has used it."""
+        """The customer key that a checked identifier belongs to, None when nobody has used it.
+
+        Others may have used it too: whoever shows a context asks `store.users`.
+        """
         if identifier.type == CUSTOMER_KEY:
             return identifier.value
         layout = yield from self.layout()

@@ -137,7 +137,8 @@ class ContextProcessor:
             stats["duplicates"] += 1
             return
         shard.dirty[key] = context
-        shard.stream_time_ms = max(shard.stream_time_ms, entry.event_time_ms)
+        if entry.event_time_ms > shard.stream_time_ms:
+            shard.stream_time_ms = entry.event_time_ms
         shard.received_ms.append(entry.received_at_ms)
         stats[f"events|{entry.channel}|{entry.type}"] += 1
         count_touchpoint(stats, entry.channel, entry.touchpoint)

@@ -85,23 +85,27 @@ def apply(context: Context, interaction: Interaction, policy: Policy) -> Applied
     raw = Raw(_encode(entry))
     timeline.add(context, at, raw, policy.keep_timeline)
     context.channels[entry.channel] = context.channels.get(entry.channel, 0) + 1
-    context.stream_time_ms = max(context.stream_time_ms, at)
-    context.received_at_ms = max(context.received_at_ms, entry.received_at_ms)
+    if at > context.stream_time_ms:
+        context.stream_time_ms = at
+    if entry.received_at_ms > context.received_at_ms:
+        context.received_at_ms = entry.received_at_ms
     return Applied(tuple(facts), raw, previous, late, context.revision, due)
 
 
 def _identify(context: Context, interaction: Interaction, keep: int) -> None:
     known = context.identifiers
     for given in interaction.identifiers:
-        for at, have in enumerate(known):
-            if have.value == given.value and have.type == given.type:
+        value, kind = given.value, given.type
+        for have in known:
+            if have.value == value and have.type == kind:
                 if given.level == "verified" and have.level != "verified":
-                    known[at] = KnownIdentifier(have.type, have.value, given.level, have.since_ms)
+                    better = KnownIdentifier(kind, value, given.level, have.since_ms)
+                    known[known.index(have)] = better
                 break
         else:
-            since = interaction.entry.event_time_ms
-            known.append(KnownIdentifier(given.type, given.value, given.level, since))
-    trim_identifiers(known, keep)
+            known.append(KnownIdentifier(kind, value, given.level, interaction.entry.event_time_ms))
+    if len(known) > keep:
+        trim_identifiers(known, keep)
 
 
 def trim_identifiers(known: list[KnownIdentifier], keep: int) -> None:

@@ -6,7 +6,7 @@ hand because `uuid.uuid5` spends most of its time building the UUID object that 
 
 from __future__ import annotations
 
-from base64 import urlsafe_b64encode
+from binascii import b2a_base64
 from hashlib import blake2b, sha1
 
 # The namespaces: arbitrary, and fixed for good. Changing one changes every id that was ever given.
@@ -30,4 +30,4 @@ def derive(namespace: bytes, name: str) -> str:
 
 def fingerprint(event_id: str) -> str:
     """Return the 11-character fingerprint under which an event id is remembered (see `core.window`)."""
-    return urlsafe_b64encode(blake2b(event_id.encode(), digest_size=8).digest())[:SEEN_WIDTH].decode()
+    return b2a_base64(blake2b(event_id.encode(), digest_size=8).digest()).decode()[:SEEN_WIDTH]

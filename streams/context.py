@@ -137,8 +137,7 @@ class ContextProcessor:
             stats["duplicates"] += 1
             return
         shard.dirty[key] = context
-        if entry.event_time_ms > shard.stream_time_ms:
-            shard.stream_time_ms = entry.event_time_ms
+        shard.stream_time_ms = max(shard.stream_time_ms, entry.event_time_ms)
         shard.received_ms.append(entry.received_at_ms)
         stats[f"events|{entry.channel}|{entry.type}"] += 1
         count_touchpoint(stats, entry.channel, entry.touchpoint)

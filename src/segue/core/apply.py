@@ -85,10 +85,8 @@ def apply(context: Context, interaction: Interaction, policy: Policy) -> Applied
     raw = Raw(_encode(entry))
     timeline.add(context, at, raw, policy.keep_timeline)
     context.channels[entry.channel] = context.channels.get(entry.channel, 0) + 1
-    if at > context.stream_time_ms:
-        context.stream_time_ms = at
-    if entry.received_at_ms > context.received_at_ms:
-        context.received_at_ms = entry.received_at_ms
+    context.stream_time_ms = max(context.stream_time_ms, at)
+    context.received_at_ms = max(context.received_at_ms, entry.received_at_ms)
     return Applied(tuple(facts), raw, previous, late, context.revision, due)
 
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from segue.agents import burst
 from segue.agents.burst import Burst, BurstState, Policy, Seen, observe
-from segue.agents.worker import app
+from segue.agents.worker import EXIT_FAILED, app
 from segue.core import ids
 from segue.core.interaction import Entry, Fact, Step, StepView
 from segue.core.rules import Signal
@@ -380,3 +380,27 @@ def test_the_documented_agent_is_six_lines_and_works(
         # Twice in the log, one id: at least once, and the repetition collapses.
         reader.until(lambda: sum(b"refund-requested" in (r.value() or b"") for r in reader.records) >= 2)
         assert len(signals_of("refund-requested")) == 1
+
+
+FAILING = """
+from segue.agents import worker
+
+app = worker.app("{name}")
+
+
+@app.agent(app.topic("segue.journey-steps", value_type=bytes, value_serializer="raw"))
+async def fail(steps):
+    async for step in steps:
+        if b"{name}" in step:
+            raise RuntimeError("a bug")
+"""
+
+
+def test_an_exception_ends_the_process_and_the_restarted_one_reads_the_record_again(
+    log: KafkaLog, kafka_bootstrap: str, unique: str, tmp_path: Path
+) -> None:
+    (tmp_path / "failing.py").write_text(FAILING.format(name=unique))
+    log.append([encoded(step(unique, 0, kind="refund.requested"))])
+    for _ in ("the first time", "after a restart"):
+        with running(log, kafka_bootstrap, "faust", "-A", "failing", "worker", "-l", "error", cwd=tmp_path) as agent:
+            assert agent.wait(60) == EXIT_FAILED

@@ -74,22 +74,14 @@ class _App(faust.App):  # type: ignore[misc]
             self.conf.datadir.mkdir(parents=True, exist_ok=True)
             super()._create_directories()
 
+    async def _on_agent_error(self, agent: Any, error: BaseException) -> None:
+        """End the process. Faust would count the record as done and go on with the next one: a record lost.
 
-class _Agent(faust.Agent):  # type: ignore[misc]
-    """An agent whose exceptions end the process, unless it has an `on_error` of its own.
-
-    Faust would count the record as done and go on with the next one: a record lost. Ended at once, the
-    process has not committed it, and whoever restarts the process reads it again.
-    """
-
-    def __init__(self, *args: Any, on_error: Any = None, **options: Any) -> None:
-        super().__init__(*args, on_error=on_error or _end, **options)
-
-
-async def _end(agent: Any, error: BaseException) -> None:
-    _log.critical("agent %s failed; ending so that the record is read again", agent.name, exc_info=error)
-    logging.shutdown()
-    os._exit(EXIT_FAILED)
+        Ended at once, the process has not committed it, and whoever restarts the process reads it again.
+        """
+        _log.critical("agent %s failed; ending so that the record is read again", agent.name, exc_info=error)
+        logging.shutdown()
+        os._exit(EXIT_FAILED)
 
 
 def app(name: str, settings: Settings | None = None, **options: Any) -> faust.App:
@@ -117,7 +109,6 @@ def app(name: str, settings: Settings | None = None, **options: Any) -> faust.Ap
         "web_enabled": False,
         "datadir": found.data_dir / "agents",
         "worker_redirect_stdouts": False,
-        "Agent": _Agent,
         **instance,
     }
     return _App(name, **(ours | options))

@@ -22,7 +22,11 @@ def sections(given: argparse.Namespace) -> dict[str, list[Callable[[Report], Non
     hot, many = given.customers, given.full_customers
     found: dict[str, list[Callable[[Report], None]]] = {
         "throughput": [partial(throughput, kind=kind, count=given.events, customers=hot) for kind in logs],
-        "latency": [partial(latency, kind=kind, rates=given.rates, seconds=given.seconds) for kind in logs],
+        "latency": [
+            partial(latency, kind=kind, rates=given.rates, seconds=given.seconds, partitions=partitions)
+            for kind in logs
+            for partitions in given.partitions
+        ],
     }
     if "kafka" in logs:
         found |= {
@@ -49,6 +53,7 @@ def main() -> None:
     parser.add_argument("--memory-customers", type=int, default=1_000_000, help="seen (memory)")
     parser.add_argument("--repeat", type=int, default=3, help="of each variant (guarantee)")
     parser.add_argument("--rates", type=int, nargs="*", default=[1000, 2000, 5000], help="events per second (latency)")
+    parser.add_argument("--partitions", type=int, nargs="*", default=[6, 1], help="SEGUE_PARTITIONS (latency)")
     parser.add_argument("--peers-rate", type=int, default=3000, help="events per second of the peers' latency")
     parser.add_argument("--seconds", type=int, default=20, help="of each paced run (latency)")
     parser.add_argument("--json", type=Path, default=Path("build/bench.json"), help="where the figures are written")

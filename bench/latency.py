@@ -32,10 +32,10 @@ CUSTOMERS = 5000
 TICK_S = 0.01
 
 
-def latency(report: Report, kind: str, rates: Sequence[int], seconds: int) -> None:
+def latency(report: Report, kind: str, rates: Sequence[int], seconds: int, partitions: int) -> None:
     """Pace events through the whole pipeline and read the latency that the processors measured."""
     section = f"latency, {kind} log: event to readable, through resolve and context"
-    with started(kind) as stack, processors(stack.settings):
+    with started(kind, partitions=partitions, event_partitions=min(partitions, 2)) as stack, processors(stack.settings):
         settings = stack.settings
         first = pace(settings, events(1000 * WARM_UP_S, CUSTOMERS, "paced"), 1000, WARM_UP_S, "warming up")
         for rate in rates:
@@ -46,7 +46,7 @@ def latency(report: Report, kind: str, rates: Sequence[int], seconds: int) -> No
                 first += sent
                 time.sleep(2)
             after = _buckets(settings)
-            row: Row = {"paced ev/s": rate, "sent": sent}
+            row: Row = {"partitions": partitions, "paced ev/s": rate, "sent": sent}
             for name, wanted in (
                 ("context", {"p50": 0.5, "p95": 0.95, "p99": 0.99}),
                 ("signals", {"signals p95": 0.95}),

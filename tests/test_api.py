@@ -410,7 +410,7 @@ def test_while_the_log_does_not_answer_nothing_is_accepted(tmp_path: Path) -> No
 
 
 def test_before_any_processor_has_run_the_api_is_up_and_says_what_is_missing(tmp_path: Path) -> None:
-    with ApiServer(Settings(data_dir=tmp_path, api_port=0)) as server, httpx.Client(base_url=server.url) as api:
+    with ApiServer(Settings(data_dir=tmp_path)) as server, httpx.Client(base_url=server.url) as api:
         assert api.get("/healthz").json() == {"status": "ok"}
         body = problem(api.get("/readyz"), 503)
         assert [error["field"] for error in body["errors"]] == ["store"]

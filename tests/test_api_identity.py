@@ -125,7 +125,7 @@ def test_without_a_store_or_a_log_the_answer_is_that_they_are_away(tmp_path: Pat
         shop = Shop(stack)
         shop.event("!" + USER)
         shop.event(COOKIE)
-        with ApiServer(Settings(data_dir=tmp_path, redis=stack.valkey.url, kafka="127.0.0.1:1", api_port=0)) as no_log:
+        with ApiServer(Settings(data_dir=tmp_path, redis=stack.valkey.url, kafka="127.0.0.1:1")) as no_log:
             merge = httpx.post(f"{no_log.url}/v1/identity/merges", json={"identifiers": [USER, COOKIE]}, timeout=15)
         assert problem(merge, 503)["type"] == "/problems/log-unavailable"
         url = f"{server.ready().url}/v1/identity"

@@ -254,7 +254,7 @@ def test_an_address_that_is_not_a_collector_is_told_without_retries(api: str) ->
 
 def test_events_queued_while_the_collector_cannot_take_them_arrive_when_it_can(tmp_path: Path) -> None:
     user, deliveries = who(), Deliveries()
-    with ApiServer(Settings(data_dir=tmp_path, api_port=0)) as server:  # no topics yet: it answers 503
+    with ApiServer(Settings(data_dir=tmp_path)) as server:  # no topics yet: it answers 503
         client = Client(url=server.url, on_delivery=deliveries)
         client.send(**fields(user))
         with pytest.raises(Undelivered, match="503"):
@@ -344,7 +344,7 @@ def test_the_collector_and_the_client_put_a_customer_into_the_same_partition(
 ) -> None:
     make_topics(kafka_bootstrap)
     user = who()
-    with ApiServer(Settings(data_dir=tmp_path, kafka=kafka_bootstrap, api_port=0)) as server:
+    with ApiServer(Settings(data_dir=tmp_path, kafka=kafka_bootstrap)) as server:
         for client in (Client(url=server.url), Client(kafka=kafka_bootstrap)):
             with client:
                 client.send(**fields(user))

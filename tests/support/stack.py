@@ -147,6 +147,7 @@ class ApiServer:
     """The HTTP API on a port of its own, in a thread."""
 
     def __init__(self, settings: Settings) -> None:
+        settings = settings.model_copy(update={"api_port": 0})
         self._socket = listen(settings)
         self.server = build_server(settings)
         self.url = "http://{}:{}".format(*self._socket.getsockname()[:2])

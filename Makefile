@@ -1,11 +1,12 @@
 # Segue's commands. Each does its own set-up: Python 3.11+ and make are all that is needed.
-# PYTHON chooses the interpreter, e.g. `make test PYTHON=python3.12`.
+# PYTHON chooses the interpreter, e.g. `make test PYTHON=python3.12`; WORKERS how many test files run side by side.
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 STACK  ?= embedded
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check figures bench chaos clean
@@ -25,7 +26,7 @@ demo: $(STAMP) ## play real and scripted customers on an embedded stack, until C
 	$(BIN)/segue demo
 
 test: $(STAMP) ## run every test (a real Kafka and a real Valkey included)
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 check: $(STAMP) ## lint, types, compose file
 	$(BIN)/ruff check .

@@ -62,7 +62,7 @@ def _broker_is_back_for_the_next_test(request: pytest.FixtureRequest) -> Iterato
 
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a real Redis or Valkey, the test database (9 unless named) included."""
+    """The URL of a real Redis or Valkey, the test database (9 and following unless named) included."""
     with ExitStack() as stack:
         found = services.redis_address(stack, tmp_path_factory.mktemp("valkey"))
         if isinstance(found, Missing):

@@ -18,8 +18,8 @@ from segue.embedded.valkey import EmbeddedValkey, EmbeddedValkeyError
 from tests.support.kafka_broker import ONE_NODE, KafkaBroker, free_ports, wait_for_kafka
 from tests.support.kafka_jars import KafkaUnavailable, kafka_version
 
-# Tests empty their database, so not the one that people keep things in.
-TEST_DATABASE = 9
+# Tests empty their database, so not the one that people keep things in; and each worker of pytest-xdist has its own.
+TEST_DATABASE = 9 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 _ENGINE_PATIENCE_S = 2
 _CONTAINER_PATIENCE_S = 90
 

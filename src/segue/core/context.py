@@ -181,11 +181,11 @@ class _Decoder:
 
     def decode(self, raw: bytes) -> Context:
         """Decode a document that `encoder` made. Raises msgspec.DecodeError."""
-        head, found, entries = raw.partition(_TIMELINE)
-        if not found:
+        at = raw.find(_TIMELINE)
+        if at < 0:
             return self._decode(raw)
-        context = self._decode(head + b"}")
-        context.timeline = Lines(entries[:-2], context.entries)
+        context = self._decode(raw[:at] + b"}")
+        context.timeline = Lines(raw[at + len(_TIMELINE) : -len(_END)], context.entries)
         return context
 
 

@@ -22,16 +22,18 @@ class Lines(MutableSequence[Raw]):
     """A list of encoded entries. `text` is what stands between the brackets of the array, `count` how many they
     are: counting them would be a look at every byte."""
 
-    __slots__ = ("_count", "_new", "_text")
+    __slots__ = ("_count", "_new", "_start", "_text")
 
     def __init__(self, text: bytes = b"", count: int = 0) -> None:
-        self._text, self._new, self._count = text, list[bytes](), count
+        self._text, self._start, self._new, self._count = text, 0, list[bytes](), count
 
     @property
     def text(self) -> bytes:
         """The entries as JSON, without the brackets."""
-        if self._new:
-            self._text = _BETWEEN.join([self._text, *self._new] if self._text else self._new)
+        if self._new or self._start:
+            kept = memoryview(self._text)[self._start :]  # one copy of all of it, not two
+            self._text = _BETWEEN.join([kept, *self._new] if kept else self._new)
+            self._start = 0
             self._new.clear()
         return self._text
 
@@ -82,10 +84,13 @@ class Lines(MutableSequence[Raw]):
         """Drop the oldest: the way a timeline stays bounded."""
         if first <= 0:
             return
-        text, at = self.text, 0
-        for _ in range(first):
-            at = text.find(_BETWEEN, at) + len(_BETWEEN)
-        self._text = text[at:]
+        kept = self._count - len(self._new)
+        if first >= kept:
+            del self._new[: first - kept]
+            self._text, self._start = b"", 0
+        else:
+            for _ in range(first):
+                self._start = self._text.index(_BETWEEN, self._start) + len(_BETWEEN)
         self._count -= first
 
     def _apart(self) -> list[Raw]:
@@ -93,6 +98,7 @@ class Lines(MutableSequence[Raw]):
         return [Raw(line) for line in text.split(_BETWEEN)] if text else []
 
     def _become(self, every: Iterable[Raw]) -> None:
-        self._text, self._count = b"", 0
+        self._text, self._start, self._count = b"", 0, 0
+        self._new.clear()
         for line in every:
             self.append(line)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ def run(
     instance: str = "one",
     batch: int = 40,
     turns: int = 1000,
-    cache: int = 100_000,
+    cache_mb: int = 200,
 ) -> Engine:
     """Run an engine until it has been idle for a dozen looks."""
     rounds = iter(range(turns))
@@ -88,7 +88,7 @@ def run(
         idle[applied] += 1
         return idle[applied] > 12 or next(rounds, None) is None
 
-    engine = Engine(ContextProcessor(store, Policy()), log, store, instance, stop, batch, cache)
+    engine = Engine(ContextProcessor(store, Policy()), log, store, instance, stop, batch, cache_mb)
     engine.run()
     return engine
 
@@ -201,9 +201,33 @@ def test_nothing_is_derived_from_documents_that_went_back_in_time(log: SqliteLog
             return super().load(wanted, fences)
 
     log.append(interactions(200, first=200))
-    engine = run(log, FailedOver(redis_client), cache=1)  # so that each turn reads
+    engine = run(log, FailedOver(redis_client), cache_mb=0)  # so that each turn reads
     assert engine.meter.counts["fence_surprises"] == 1
     assert_exactly_once(log, redis_client, 400)
+
+
+@pytest.mark.parametrize(("size", "fits"), [(10, True), (8000, False)])
+def test_the_cache_holds_fewer_documents_when_they_are_large(
+    log: SqliteLog, redis_client: redis.Redis, size: int, fits: bool
+) -> None:
+    class Counting(ShardStore):
+        found = 0
+
+        def load(self, wanted: list[tuple[str, str]], fences: Mapping[str, bytes]) -> Iterator[bytes | None]:
+            for raw in super().load(wanted, fences):
+                self.found += raw is not None
+                yield raw
+
+    large = msgspec.Raw(msgspec.json.encode({"note": "n" * size}))
+    for first in (0, 200):  # each customer comes twice
+        for output in interactions(200, customers=200, first=first):
+            found = msgspec.json.decode(output.value or b"", type=Interaction)
+            found.entry.properties = large
+            log.append([output._replace(value=msgspec.json.encode(found))])
+    store = Counting(redis_client, LAYOUT, "context", "ctx")
+    run(log, store, cache_mb=1)
+    assert (store.found == 0) == fits
+    assert sorted(steps(log).items()) == sorted(((f"customer-{n}", r), 1) for n in range(200) for r in (1, 2))
 
 
 def test_an_owner_that_was_replaced_writes_nothing(log: SqliteLog, redis_client: redis.Redis) -> None:

@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from itertools import islice
 from typing import Any, Protocol
 
 import msgspec
@@ -43,6 +44,8 @@ HELD_BATCHES = 4
 LINGER_S = 0.01
 """Least time between two turns: what arrives meanwhile shares a transaction, which costs the broker more
 than the records in it."""
+_DECODED_BYTES, _DECODED = 2000, 1.3
+"""What a document takes in memory: so much, and so many times its bytes in Redis."""
 TIMERS_S = 0.2
 """How often the processor is asked for what time has made due: a fifth of the second it may take."""
 _POLL_S = 0.1
@@ -147,14 +150,15 @@ class Engine:
         instance: str,
         stop: Callable[[], bool],
         batch_records: int = 2000,
-        cache_documents: int = 100_000,
+        cache_mb: int = 200,
         clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         limit: Limit | None = None,
         stands: Callable[[], bool] = lambda: True,
     ) -> None:
         """`stands` says whether the layout that this engine works in is still the one to work in."""
         self.processor, self._log, self._store, self._instance = processor, source, store, instance
-        self._stop, self._batch, self._cache, self._clock = stop, batch_records, cache_documents, clock
+        self._stop, self._batch, self._clock = stop, batch_records, clock
+        self._cache_bytes, self._document_bytes = cache_mb * 1_000_000, 0.0
         self._stands, self.superseded = stands, False
         self.meter = Meter()
         self._member: Member | None = None
@@ -338,7 +342,7 @@ class Engine:
             )
             self.meter.counts["fence_surprises"] += len(surprised)
             self._to_restore(member, [tp for tp, shard in shards.items() if shard.name in surprised])
-        self._trim()
+        self._trim(writes)
 
     def _set_aside(
         self, shards: dict[TP, Shard], records: dict[TP, list[Record]]
@@ -403,9 +407,13 @@ class Engine:
             wake=dict(shard.wake),
         )
 
-    def _trim(self) -> None:
-        """Keep the cache within its limit: of each shard the oldest half goes."""
-        if sum(len(shard.documents) for shard in self._shards.values()) > self._cache:
+    def _trim(self, writes: list[Write]) -> None:
+        """Keep the cache within its limit, going by what was written lately: of each shard the oldest half goes."""
+        for write in writes:
+            for pieces in islice(write.documents.values(), 10):
+                self._document_bytes += (sum(map(len, pieces)) - self._document_bytes) / 50
+        each = _DECODED_BYTES + _DECODED * self._document_bytes
+        if sum(len(shard.documents) for shard in self._shards.values()) * each > self._cache_bytes:
             for shard in self._shards.values():
                 for key in list(shard.documents)[: len(shard.documents) // 2]:
                     del shard.documents[key]

@@ -192,7 +192,7 @@ def build_engine(
     processor, store = build_processor(name, settings, source, client, found)
     instance = settings.instance or uuid.uuid4().hex[:12]
     engine = Engine(
-        processor, source, store, instance, stop, settings.batch_records, settings.cache_documents,
+        processor, source, store, instance, stop, settings.batch_records, settings.cache_mb,
         limit=settings.limit, stands=lambda: stands(client, found),
     )  # fmt: skip
     engine.meter = meter or engine.meter

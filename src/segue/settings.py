@@ -54,8 +54,8 @@ class Settings(BaseSettings):
     """Copies of each Kafka topic. Three, with min.insync.replicas 2, for anything that matters."""
 
     batch_records: Annotated[int, Field(ge=1, le=100_000)] = 2000
-    cache_documents: Annotated[int, Field(ge=100)] = 100_000
-    """Documents a processor keeps in memory; the rest are read from Redis when needed."""
+    cache_mb: Annotated[int, Field(ge=1)] = 200
+    """Memory, about, for the documents a processor keeps; the rest are read from Redis when needed."""
     reject_share: Annotated[float, Field(ge=0, le=1)] = 0.05
     """When more than this share of a partition's last 1,000 records is refused, it is stopped; 0: never."""
     reject_run: Annotated[int, Field(ge=0)] = 100

@@ -74,7 +74,8 @@ def test_documents_counters_and_fence_are_written_together(store: ShardStore, re
     _, fence, _ = store.take_over("0", TOPIC)
     mine = write("0", fence, 1, 2, Counter({"b": 1, "a": 2}), anna=b"A", ben=b"B")
     assert store.write([mine]) == []
-    assert store.load([("0", "anna"), ("0", "ben"), ("0", "nobody")], {"0": mine.fence}) == [b"A", b"B", None]
+    found = store.load([("0", "anna"), ("0", "ben"), ("0", "nobody")], {"0": mine.fence})
+    assert list(found) == [b"A", b"B", None]
     assert redis_client.get(PLACE.stats("0", "context")) == b'{"a":2,"b":1}'
     assert standing(redis_client, "0").next_offset == 2
 
@@ -165,7 +166,7 @@ def test_processors_have_fences_of_their_own(store: ShardStore, redis_client: re
     _, fence, _ = store.take_over("0", TOPIC)
     _, other, _ = signals.take_over("0", TOPIC)
     assert store.write([write("0", fence, 1, 1, anna=b"ctx")]) == []
-    assert signals.load([("0", "anna")], {"0": other}) == [None]
+    assert list(signals.load([("0", "anna")], {"0": other})) == [None]
     assert redis_client.smembers(PLACE.shards("context")) == {b"0"}
 
 
@@ -182,7 +183,7 @@ def test_more_documents_than_one_command_takes_are_all_written_and_read(store: S
     documents = {f"customer-{number}": b"%d" % number for number in range(1201)}
     mine = write("0", fence, 1, 1, **documents)
     assert store.write([mine]) == []
-    assert store.load([("0", key) for key in documents], {"0": mine.fence}) == list(documents.values())
+    assert list(store.load([("0", key) for key in documents], {"0": mine.fence})) == list(documents.values())
 
 
 def test_documents_beside_a_fence_that_is_not_the_readers_own_are_not_read(store: ShardStore) -> None:
@@ -190,7 +191,7 @@ def test_documents_beside_a_fence_that_is_not_the_readers_own_are_not_read(store
     mine = write("0", fence, 1, 1, anna=b"A")
     assert store.write([mine]) == []
     with pytest.raises(WentBack):
-        store.load([("0", "anna")], {"0": fence})
+        list(store.load([("0", "anna")], {"0": fence}))
 
 
 def test_changed_customers_are_told_to_those_who_watch(store: ShardStore, redis_client: redis.Redis) -> None:
@@ -359,7 +360,7 @@ def test_a_server_that_evicts_is_refused(redis_client: redis.Redis) -> None:
 def test_a_server_that_is_away_is_an_outage_not_an_answer() -> None:
     away = ShardStore(connect("redis://127.0.0.1:1/0"), PLACE, "context", "ctx")
     with pytest.raises(StoreUnavailable):
-        away.load([("0", "anna")], {"0": b""})
+        list(away.load([("0", "anna")], {"0": b""}))
     with pytest.raises(StoreUnavailable):
         away.write([write("0", b"", 1, 1)])
 

@@ -27,6 +27,8 @@ from segue.store.resp import Argument, Pieces, packed
 
 _MSET = 500
 """Keys per MSET: keeps one command's buffer at a few megabytes."""
+_MGET = 100
+"""Keys per MGET: what was read is decoded and let go before more is read."""
 _TRIES = 5
 
 
@@ -95,16 +97,14 @@ class ShardStore:
             return encode_fence(Fence(topic_id, 1, 0))
         return encode_fence(Fence(found.topic_id, found.epoch + 1, found.next_offset, found.stream_time_ms))
 
-    def load(self, wanted: list[tuple[str, str]], fences: Mapping[str, bytes]) -> list[bytes | None]:
-        """Read documents by (shard, customer key). `fences` are those that this owner left, by shard.
+    def load(self, wanted: list[tuple[str, str]], fences: Mapping[str, bytes]) -> Iterator[bytes | None]:
+        """Read documents by (shard, customer key), some at a time. `fences` are those that this owner left, by shard.
 
         Each read brings the fences along. Raises WentBack when one is not as left: the documents beside it
         may be older than what was committed, and nothing may be derived from them.
         """
-        found: list[bytes | None] = []
-        for at in range(0, len(wanted), _MSET):
-            found += self._load(wanted[at : at + _MSET], fences)
-        return found
+        for at in range(0, len(wanted), _MGET):
+            yield from self._load(wanted[at : at + _MGET], fences)
 
     def _load(self, wanted: list[tuple[str, str]], fences: Mapping[str, bytes]) -> list[bytes | None]:
         layout, shards = self.layout, list({shard for shard, _ in wanted})

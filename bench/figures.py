@@ -5,8 +5,8 @@
 The files go in by the real door (HTTP for the embedded stack, Kafka for the other) and through all
 processors; what `/v1/stats` says then stands beside the reference numbers (tests/data) and, for the
 incident log, beside what `bench.oracle_incident_log` counts from the CSV with none of Segue's code.
-Beside them stand the session windows of other engines (`bench.session_windows`) and persons of whom the truth is known
-(`bench.febrl`).
+Beside them stand the session windows of other engines (`bench.session_windows`), persons of whom the truth is known
+(`bench.febrl`), and the raw events of a web tracker with what its own model makes of them (`bench.snowplow_web`).
 Exit code 1 when any count differs.
 """
 
@@ -29,7 +29,7 @@ from confluent_kafka.admin import AdminClient
 from rich.console import Console
 from rich.table import Table
 
-from bench import febrl, oracle_incident_log, session_windows
+from bench import febrl, oracle_incident_log, session_windows, snowplow_web
 from bench.counts import Line, compare, of_incident_log, of_sf311, of_stats
 from bench.stack import fresh
 from segue.cli.stats import fetch
@@ -200,6 +200,29 @@ def report_febrl() -> bool:
     return right
 
 
+def report_snowplow_web() -> bool:
+    """Send a web tracker's events through embedded stacks of their own: in order, restored into an emptied Redis, and
+    out of order within the grace; whether each time it is what the tracker's own model finds."""
+    truth, right = snowplow_web.expected(), []
+    console.print(f"[bold]snowplow_web[/]: importing {snowplow_web.EVENTS.name} ...")
+    with TemporaryDirectory() as directory:
+        mixed = Path(directory) / "shuffled.csv"
+        with snowplow_web.stack(Path(directory) / "one") as stack:
+            left_out = snowplow_web.through(stack, snowplow_web.EVENTS)
+            right.append(report("snowplow_web", snowplow_web.lines(truth, *snowplow_web.read(stack)), oracle=False))
+            for why, count in left_out.items():
+                console.print(f"[dim]  left out by the mapping: {count}: {why}[/]")
+            snowplow_web.replayed(stack)
+            again = snowplow_web.lines(truth, *snowplow_web.read(stack))
+            right.append(report("snowplow_web, Redis emptied and restored", again, oracle=False))
+        with snowplow_web.stack(Path(directory) / "two") as stack:
+            snowplow_web.shuffled(mixed, stack.settings.policy.grace_ms)
+            snowplow_web.through(stack, mixed, in_file_order=True)
+            again = snowplow_web.lines(truth, *snowplow_web.read(stack))
+            right.append(report("snowplow_web, out of order within the grace", again, oracle=False))
+    return all(right)
+
+
 def main() -> None:
     """Run both files through one fresh stack, and what needs none or another beside them."""
     parser = argparse.ArgumentParser(description="Import the reference files and compare every count.")
@@ -219,6 +242,7 @@ def main() -> None:
         ),
         report(f"sf311 ({kind})", compare(of_sf311(reference["sf311"]), None, requests), oracle=False),
         report_febrl(),
+        report_snowplow_web(),
     ]
     sys.exit(0 if all(right) else 1)
 

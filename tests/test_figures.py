@@ -13,7 +13,7 @@ import orjson
 import pytest
 from rich.console import Console
 
-from bench import febrl, oracle_incident_log
+from bench import febrl, oracle_incident_log, snowplow_web
 from bench.counts import Line, compare, of_incident_log, of_sf311, of_stats
 from segue.cli.stats import fetch, tables
 from segue.client import Client
@@ -117,6 +117,28 @@ def test_a_record_put_with_somebody_else_and_one_left_alone_are_both_seen() -> N
     wrong = [line.name for line in febrl.lines(people, found, (3, 2)) if not line.right]
     assert wrong == ["pairs of unlike people put together", "pairs of one person put together"]
     assert len(set(febrl.connected(people).values())) == 2
+
+
+def test_a_web_trackers_events_become_the_sessions_users_and_page_views_of_its_own_model(tmp_path: Path) -> None:
+    truth = snowplow_web.expected()
+    assert (len(truth.sessions), truth.users, truth.page_views, len(truth.quarantined)) == (18, 11, 43, 1)
+    assert len(snowplow_web.rows()) == 160
+    with snowplow_web.stack(tmp_path) as stack:
+        snowplow_web.through(stack, snowplow_web.EVENTS)
+        found, stats = snowplow_web.read(stack)
+        assert found == truth
+        assert_all_equal(snowplow_web.lines(truth, found, stats))
+        snowplow_web.replayed(stack)
+        assert snowplow_web.read(stack)[0] == truth
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_web_trackers_events_in_any_order_within_the_grace_become_the_same(tmp_path: Path, seed: int) -> None:
+    truth, path = snowplow_web.expected(), tmp_path / "shuffled.csv"
+    with snowplow_web.stack(tmp_path / "stack") as stack:
+        snowplow_web.shuffled(path, stack.settings.policy.grace_ms, seed)
+        snowplow_web.through(stack, path, in_file_order=True)
+        assert_all_equal(snowplow_web.lines(truth, *snowplow_web.read(stack)))
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,21 @@ def refused_at(summary: Summary) -> dict[str, list[tuple[int, str]]]:
         (('"{note}"', '"{note"'), "m.toml: text: unpaired brace"),
         (('"{note}"', "7"), "m.toml: text: "),
         (('id = "{id}"', 'id = "{id}'), "m.toml: not valid TOML: "),
+        (('"{note}"', '{ template = "{note}", pointer = "/a" }'), "m.toml: text: `pointer` reads from a `column`"),
+        (('"{note}"', '{ column = "note", pointer = "a" }'), "m.toml: text.pointer: "),
+        (
+            ("[time]", '[[skip]]\ncolumn = "by"\nwhy = "x"\n[time]'),
+            "m.toml: skip[0]: say which rows: give one of `among`",
+        ),
+        (("[time]", '[[skip]]\ncolumn = "by"\nmissing = true\n[time]'), "m.toml: skip[0].why: "),
+        (
+            ("[time]", '[[skip]]\ncolumn = "at"\nwhy = "x"\nuntil = "by"\n[time]'),
+            "m.toml: skip[0]: `until` and `longer_than_h` go together",
+        ),
+        (
+            ("[time]", '[[skip]]\ncolumn = "by"\nwhy = "x"\namong_ = []\n[time]'),
+            "among_: there is no such field; did you",
+        ),
         (('text = "{note}"', '[item]\nkind = "case"\nid = "{id}"\nstatus = "done"'), "m.toml: item.status: `done` is"),
     ],
 )
@@ -292,6 +307,7 @@ type = { column = "kind", map = { c = "case.updated" } }
 channel = "voice"
 touchpoint = "queue {queue}/{line}"
 device = "{device}"
+source_session_id = "{visit}"
 wait_ms = { column = "wait", unit = "s" }
 time = { column = "at", zone = "UTC" }
 identifiers = [
@@ -323,7 +339,8 @@ region = "{region}"
 
 def test_every_field_of_an_event_can_be_mapped(tmp_path: Path) -> None:
     values = {
-        "kind": "c", "queue": "q1", "line": "2", "device": "d1", "wait": "1.5", "at": "2024-05-01 10:00:00",
+        "kind": "c", "queue": "q1", "line": "2", "device": "d1", "visit": "v1", "wait": "1.5",
+        "at": "2024-05-01 10:00:00",
         "who": "ana", "case": "7", "by": "x", "agent": "a1", "group": "g1", "title": "Broken", "opened": "30.04.2024",
         "due": "2024-05-02T00:00:00+02:00", "made_sla": "false", "reopened": "2", "score": "4", "vip": "Yes",
         "spent": "12.5", "visits": "3", "region": "north",
@@ -340,6 +357,7 @@ def test_every_field_of_an_event_can_be_mapped(tmp_path: Path) -> None:
         ],
         "touchpoint": "queue q1/2",
         "device": "d1",
+        "source_session_id": "v1",
         "wait_ms": 1500,
         "actor": {"kind": "agent", "id": "a1", "group": "g1"},
         "item": {
@@ -378,6 +396,75 @@ def test_a_value_that_does_not_fit_its_field_refuses_the_row(
     row = {"kind": "c", "at": AT, "who": "ana", "by": "cust", "case": "7", column: value}
     summary, _ = imported(file(tmp_path, orjson.dumps(row), "row.jsonl"), WIDE)
     assert refused_at(summary) == {reason: [(1, field)]}
+
+
+# --- rows that are left out, and columns of JSON
+
+SKIPPING = """
+[[skip]]
+why = "no interaction"
+column = "by"
+among = ["Robot", "Probe"]
+[[skip]]
+why = "nobody"
+template = "{who}"
+missing = true
+[[skip]]
+why = "too late"
+column = "at"
+until = "note"
+longer_than_h = 1.5
+"""
+
+
+def test_rows_are_left_out_for_the_first_reason_that_applies_and_counted_by_it(tmp_path: Path) -> None:
+    rows = (
+        "1,2024-05-01T10:00:00Z,Robot,,\n"
+        "2,2024-05-01T10:00:00Z,Web,,\n"
+        "3,2024-05-01T10:00:00Z,Web,ana,2024-05-01T11:30:00Z\n"
+        "4,2024-05-01T10:00:00Z,Web,ana,2024-05-01T11:30:01Z\n"
+        "5,2024-05-01T10:00:00Z,Web,ana,\n"
+        "6,2024-05-01T10:00:00Z,Web,ana,soon\n"
+    )
+    summary, events = imported(file(tmp_path, HEADER + rows), 'order_by = "time"\n' + SMALL + SKIPPING)
+    assert [event["id"] for event in events] == ["3", "5"]
+    assert summary.skipped == {"no interaction": 1, "nobody": 1, "too late": 1}
+    assert refused_at(summary) == {"bad_time": [(7, "skip[2]")]}
+    assert (summary.rows, summary.sent, summary.unacknowledged) == (6, 2, 0)
+
+
+def test_a_column_that_a_skip_reads_must_be_in_the_file(tmp_path: Path) -> None:
+    path = file(tmp_path, HEADER)
+    for change in (('column = "by"', 'column = "bye"'), ('until = "note"', 'until = "noted"')):
+        with pytest.raises(MappingError, match=r"skip\[\d\]: the file has no column `\w+`; did you mean"):
+            imported(path, SMALL + SKIPPING.replace(*change))
+
+
+@pytest.mark.parametrize(
+    ("pointer", "given", "becomes"),
+    [
+        ("/0/id", '[{"id": "v1"}]', "v1"),
+        ("/a~1b/m~0n", '{"a/b": {"m~n": 7}}', "7"),
+        ("/1", '["x", true]', "true"),
+        ("/0/id", '[{"id": null}]', None),
+        ("/0/id", "[]", None),
+        ("/0/id", '{"id": 1}', None),
+        ("/-1", "[1]", None),
+        ("/0/id", "", None),
+    ],
+)
+def test_a_pointer_takes_a_part_of_a_column_of_json(
+    tmp_path: Path, pointer: str, given: str, becomes: str | None
+) -> None:
+    mapping = SMALL.replace('"{note}"', f'{{ column = "note", pointer = "{pointer}" }}')
+    event = one_event(tmp_path, mapping, {"id": "1", "at": AT, "who": "ana", "note": given})
+    assert event["data"].get("text") == becomes
+
+
+def test_a_pointer_into_what_is_no_json_refuses_the_row(tmp_path: Path) -> None:
+    mapping = SMALL.replace('"{note}"', '{ column = "note", pointer = "/0" }')
+    summary, _ = imported(file(tmp_path, f"{HEADER}1,{AT},Web,ana,[1\n"), mapping)
+    assert refused_at(summary) == {"not_json": [(2, "text")]}
 
 
 # --- the run

@@ -59,7 +59,7 @@ def event(
     `identifiers` are values by type, or `{"type", "value", "level"}` each. `time` is when it happened and
     needs its zone. `id` identifies the event for good: give your own where you have one, so that sending
     the same twice counts once. `data` takes the rest of the contract: `touchpoint`, `actor`, `item`,
-    `survey`, `wait_ms`, `text`, `device`, `sent_at`, `properties`; what is None is left out.
+    `survey`, `wait_ms`, `text`, `device`, `source_session_id`, `sent_at`, `properties`; what is None is left out.
 
     Raises Refused for a time without a zone.
     """

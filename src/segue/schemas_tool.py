@@ -100,6 +100,10 @@ _BY_HAND: dict[str, Schema] = {
     "Event.channel": {"enum": list(CHANNELS), "description": "The kind of contact. `other` if none fits."},
     "Data.identifiers": {"description": "Whose event it is; one is enough, all that are known are better."},
     "Data.touchpoint": {"description": "The place within the channel: a page, a queue, a till."},
+    "Data.source_session_id": {
+        "description": "The sender's own session, where it has such: what it gives one id is one session, whatever the "
+        "gap, and never one with what it gives another. Elsewhere: `session.id`, `domain_sessionid`, `ga_session_id`."
+    },
     "Data.wait_ms": _PATIENT,
     "Data.text": {"description": "What the customer said or wrote."},
     "Data.properties": {"description": "The sender's own fields. Up to 2 KB of them travel with the timeline."},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -312,3 +313,135 @@ def test_sessions_stand_in_order_never_overlap_and_never_outgrow_the_maximum(tim
         assert all(before[1] < after[0] for before, after in pairwise(spans))
     if times:
         assert sum(events for *_, events in customer.spans) == len(times)
+
+
+# --- sessions that their source names
+
+
+def test_what_one_source_calls_one_session_is_one_however_long_the_gap() -> None:
+    customer = Customer()
+    customer.does(0, source="/web", source_session_id="s1")
+    customer.does(5 * HOUR, source="/web", source_session_id="s1")
+    assert customer.spans == [(0, 5 * HOUR, 2)]
+    assert customer.now.sessions[0].source_sessions == {"/web": "s1"}
+
+
+def test_a_new_id_of_the_same_source_opens_a_session_within_the_gap_and_the_old_one_may_go_on_beside_it() -> None:
+    customer = Customer()
+    for at, name in ((0, "s1"), (MINUTE, "s2"), (2 * MINUTE, "s1"), (3 * MINUTE, "s2")):
+        customer.does(at, source="/web", source_session_id=name)
+    assert customer.spans == [(0, 2 * MINUTE, 2), (MINUTE, 3 * MINUTE, 2)]
+
+
+def test_the_same_id_of_two_sources_says_nothing_and_sessions_of_two_sources_are_one_where_they_touch() -> None:
+    customer = Customer()
+    customer.does(0, source="/web", source_session_id="7")
+    customer.does(GAP, "app", source="/app", source_session_id="9")
+    customer.does(3 * GAP, "app", source="/other", source_session_id="7")
+    assert customer.spans == [(0, GAP, 2), (3 * GAP, 3 * GAP, 1)]
+    assert customer.now.sessions[0].source_sessions == {"/web": "7", "/app": "9"}
+
+
+@pytest.mark.parametrize("first", ["voice", "web"])
+def test_another_channel_without_an_id_belongs_to_the_session_within_its_reach(first: str) -> None:
+    customer = Customer()
+    named = {"source": "/web", "source_session_id": "s1"}
+    customer.does(0, first, **(named if first == "web" else {}))
+    customer.does(GAP, "voice" if first == "web" else "web", **({} if first == "web" else named))
+    customer.does(2 * GAP, "chat")
+    assert customer.spans == [(0, 2 * GAP, 3)]
+
+
+def test_a_session_that_ended_while_its_sources_session_around_it_went_on_is_part_of_that() -> None:
+    customer = Customer()
+    customer.does(0, source="/web", source_session_id="s1")
+    customer.does(2 * HOUR, "voice")
+    later = customer.does(4 * HOUR, source="/web", source_session_id="s1")
+    assert kinds(later) == ["session.merged", "handoff.channel"]
+    assert customer.spans == [(0, 4 * HOUR, 3)]
+
+
+def test_what_a_source_adds_to_a_session_beyond_the_maximum_is_in_none_and_quarantines_it_once() -> None:
+    customer = Customer()
+    for at in (0, LONGEST, LONGEST + 1, LONGEST + 2):
+        outcome = customer.does(at, source="/web", source_session_id="s1")
+        assert isinstance(outcome, Applied)
+        assert ("session.quarantined" in kinds(outcome)) == (at == LONGEST + 1)
+        assert (b"session_id" in bytes(outcome.raw).replace(b"source_session_id", b"")) == (at <= LONGEST)
+    assert customer.spans == [(0, LONGEST, 2)]
+    assert customer.now.sessions[0].quarantined
+
+
+def test_a_sources_session_closes_when_it_can_go_on_no_longer_and_what_comes_then_is_late() -> None:
+    customer = Customer()
+    customer.does(0, source="/web", source_session_id="s1")
+    customer.does(2 * HOUR, "voice")
+    customer.does(4 * HOUR, "voice")
+    assert [session.closed for session in customer.now.sessions] == [False, True, False]
+    customer.does(LONGEST + 2 * GRACE, "voice")
+    assert [session.closed for session in customer.now.sessions] == [True, True, True, False]
+    outcome = customer.does(LONGEST + 3 * GRACE, source="/web", source_session_id="s1")
+    assert isinstance(outcome, Applied)
+    assert outcome.late
+    assert customer.spans[0] == (0, 0, 1)
+
+
+def test_what_a_system_did_before_its_sources_session_opened_counts_in_that_and_in_no_other() -> None:
+    customer = Customer()
+    customer.does(0, source="/web", source_session_id="s1")
+    customer.does(MINUTE, actor=SYSTEM, source="/web", source_session_id="s2")
+    customer.does(2 * MINUTE, source="/web", source_session_id="s2")
+    assert customer.spans == [(0, 0, 1), (2 * MINUTE, 2 * MINUTE, 2)]
+
+
+Named = tuple[int, str | None]
+
+
+@st.composite
+def named_within_grace(draw: st.DrawFn, names: tuple[str | None, ...]) -> tuple[list[Named], list[Named]]:
+    """Events with or without a source's session id, in order and in an order of arrival in which none is late."""
+    times, arrival = draw(shuffled_within_grace())
+    given = [draw(st.sampled_from(names)) for _ in times]
+    rest = list(enumerate(times))
+    arrived = []
+    for at in arrival:
+        found = next(each for each in rest if each[1] == at)
+        rest.remove(found)
+        arrived.append((at, given[found[0]]))
+    return list(zip(times, given, strict=True)), arrived
+
+
+def customer_of(events: list[Named]) -> Customer:
+    customer = Customer(keep_sessions=100)
+    for at, name in events:
+        outcome = customer.does(at, source="/web" if name else "/desk", source_session_id=name)
+        assert isinstance(outcome, Applied)
+        assert not outcome.late
+    return customer
+
+
+def found(customer: Customer) -> list[tuple[dict[str, str], tuple[int, int, int]]]:
+    names = [session.source_sessions for session in customer.now.sessions]
+    return sorted(zip(names, customer.spans, strict=True), key=str)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.one_of(named_within_grace(("s1", "s2", "s3")), named_within_grace(("s1", None))))
+def test_any_order_of_arrival_within_the_grace_gives_the_sessions_that_a_source_names(
+    case: tuple[list[Named], list[Named]],
+) -> None:
+    assert found(customer_of(case[1])) == found(customer_of(case[0]))
+
+
+@settings(deadline=None, max_examples=300)
+@given(named_within_grace(("s1", "s2", "s3", None)))
+def test_in_any_order_ids_of_one_source_stay_apart_and_as_many_sessions_are_found(
+    case: tuple[list[Named], list[Named]],
+) -> None:
+    """What has no id and is within reach of two sessions that stay apart may be in either; all else is the same."""
+    in_order, as_arrived = customer_of(case[0]), customer_of(case[1])
+    for customer in (in_order, as_arrived):
+        names = [name for session in customer.now.sessions for name in session.source_sessions.values()]
+        assert sorted(names) == sorted({name for _, name in case[0] if name})
+        assert sum(session.events for session in customer.now.sessions) == len(case[0])
+    assert len(as_arrived.now.sessions) == len(in_order.now.sessions)

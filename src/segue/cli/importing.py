@@ -34,7 +34,7 @@ LINE_EVERY_S = 5.0
 
 def import_command(
     file: Annotated[Path, typer.Argument(help="CSV or JSONL, plain or gzipped")],
-    mapping: Annotated[str, typer.Option("--mapping", "-m", help="a mapping file, or incident_log or sf311")],
+    mapping: Annotated[str, typer.Option("--mapping", "-m", help="a mapping file, or a shipped one by name")],
     rate: Annotated[float | None, typer.Option(min=0.001, help="events per second; default: all at once")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="only the first so many rows of the file")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="map and check every row, send nothing")] = False,
@@ -110,6 +110,8 @@ def _print(summary: run.Summary, dry_run: bool) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_row("rows", f"{summary.rows:,}")
     table.add_row("would be sent" if dry_run else "sent", f"{summary.sent:,}")
+    for why, count in sorted(summary.skipped.items()):
+        table.add_row("left out", f"{count:,}: {escape(why)}")
     table.add_row("refused", f"{summary.refused_rows:,}")
     if summary.stopped is not None:
         table.add_row("not acknowledged", f"{summary.unacknowledged:,}")

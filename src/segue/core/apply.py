@@ -56,7 +56,7 @@ def apply(context: Context, interaction: Interaction, policy: Policy) -> Applied
     if 0 < context.due_ms < at and at > context.stream_time_ms:
         due = tuple(timers.fire(context, at - 1, entry.received_at_ms, policy))
     context.revision += 1
-    late = sessions.is_late(context, at, policy)
+    late = sessions.is_late(context, entry, policy)
     facts = [Fact("customer.created")] if context.revision == 1 else []
     _identify(context, interaction, policy.keep_identifiers)
     session, opened = sessions.place(context, entry, late, policy)

@@ -32,6 +32,10 @@ class Session(Struct, omit_defaults=True, gc=False):
     channels: list[str] = field(default_factory=list)
     merged: list[str] = field(default_factory=list)
     """Ids of sessions that a late-arriving event joined to this one."""
+    source_sessions: dict[str, str] = field(default_factory=dict)
+    """What its senders call it, by the events' `source`."""
+    quarantined: bool = False
+    """A sender went on with it beyond the maximum length; that part is in no session."""
     closed: bool = False
     """Time has passed it by; it never changes again."""
 
@@ -44,6 +48,8 @@ class Loose(Struct, frozen=True, gc=False, array_like=True):
     extends: bool
     holds: str | None = None
     """The call or conversation that it started."""
+    source: str | None = None
+    source_session_id: str | None = None
 
 
 class Item(Struct, omit_defaults=True, gc=False):

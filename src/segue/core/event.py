@@ -91,6 +91,7 @@ class Data(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, 
     wait_ms: Annotated[int, Meta(ge=0, le=7 * 86_400_000)] | None = None
     text: Annotated[str, Meta(max_length=4000)] | None = None
     device: Short | None = None
+    source_session_id: Short | None = None
     sent_at: Aware | None = None
     properties: Raw = NO_PROPERTIES
 

@@ -63,6 +63,8 @@ class Entry(Struct, omit_defaults=True, gc=False):
     text: str | None = None
     device: str | None = None
     source: str | None = None
+    source_session_id: str | None = None
+    """The sender's own name for the visit. Which session of ours that is says `session_id`."""
     late: bool = False
     skew_ms: int = 0
     """What was added to the sender's time, because it lay ahead of when it was received (`core.skew`)."""
@@ -196,6 +198,7 @@ def entry_of(event: Event, received_at_ms: int, properties: Raw) -> Entry:
         text=data.text,
         device=data.device,
         source=event.source,
+        source_session_id=data.source_session_id,
         skew_ms=at - given,
         properties=properties,
     )

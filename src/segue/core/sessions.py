@@ -15,8 +15,15 @@ extends one backwards, or bridges two into one, of which the earlier id survives
   its start. Its start and its end extend the session, whoever reports them. Holds act forwards only: they are
   the same in any order of arrival as long as no gap is shorter than the grace.
 * A session never grows beyond the maximum length; the next event then opens a new one. There, who came first decides.
+* A sender that has sessions of its own (`source_session_id`) says where the union ends and what it misses. Events that
+  it gives one id are one session, which covers the time between them whatever the gap; two ids of one source are two
+  sessions, whose times may overlap. Everything else joins as ever, so sessions of several sources, or of none, are one
+  where they touch. Such a session can go on until the maximum length; what its source adds beyond is in no session,
+  and the session is quarantined: an id that nobody renewed. What has no id and is within reach of two sessions that
+  their source keeps apart belongs to the one that began last; there, and only there, who came first may decide.
 * An event later than the grace, or not after the reach of a session that is closed, moves no boundary. It names
-  the session that covers its time, if any. A closed session never changes again.
+  the session that covers its time, if any. A closed session never changes again; one that ended while a source's
+  session around it went on becomes part of that.
 """
 
 from __future__ import annotations
@@ -35,15 +42,20 @@ _ENDS = {f"{thing}.{ending}": thing for thing in HOLDING for ending in ENDINGS}
 MOST_LOOSE = 32
 
 
-def is_late(context: Context, at_ms: int, policy: Policy) -> bool:
-    """Whether an event of this time comes too late to move a boundary."""
-    if at_ms < context.stream_time_ms - policy.grace_ms:
+def is_late(context: Context, entry: Entry, policy: Policy) -> bool:
+    """Whether an event comes too late to move a boundary."""
+    at = entry.event_time_ms
+    if at < context.stream_time_ms - policy.grace_ms:
         return True
+    if entry.source_session_id is not None:
+        own = _own(context.sessions, entry)
+        if own is not None:
+            return own.closed
     for session in reversed(context.sessions):
         if session.closed:
-            return at_ms <= session.until_ms
-        if session.started_at_ms <= at_ms:
-            return False  # sessions close in order: those before this one end before it
+            return at <= max(each.until_ms for each in context.sessions if each.closed)
+        if session.started_at_ms <= at:
+            return False
     return False
 
 
@@ -57,30 +69,35 @@ def place(context: Context, entry: Entry, late: bool, policy: Policy) -> tuple[S
     session: Session | None
     if late:
         session = _covering(sessions, entry)
-    elif last is not None and moves and context.stream_time_ms <= at <= last.until_ms:  # nearly always
+    elif (
+        last is not None and moves and context.stream_time_ms <= at <= last.until_ms and entry.source_session_id is None
+    ):  # nearly always
         session = _counted(last, entry.channel)
         _extend(context, last, entry.channel, at, policy)
     else:
-        session = _home(sessions, at)
-        if session is None and acting in OPENERS:
+        own = _own(sessions, entry)
+        outgrown = own is not None and _outgrown(own, at, policy)
+        session = None if outgrown else own or _home(sessions, entry)
+        if own is not None and outgrown:
+            facts = _quarantined(own)
+        elif session is None and acting in OPENERS:
             session, facts = _opened(context, entry, policy)
-        if session is None:
+        elif session is None:
             _remember(context, entry, moves, policy)
-        else:
-            _counted(session, entry.channel)
-            if moves:
-                _extend(context, session, entry.channel, at, policy)
-            facts += _settled(context, session, policy)
+        if session is not None:
+            session, joined = _joined(context, session, entry, moves, policy)
+            facts += joined
     if about_call:
         _hold(context, entry, not late and session is not None, policy)
     return session, facts
 
 
-def _home(sessions: list[Session], at: int) -> Session | None:
-    """The session that reaches an event of this time."""
+def _home(sessions: list[Session], entry: Entry) -> Session | None:
+    """The session that reaches an event; of several that a source keeps apart, the one that began last."""
+    at = entry.event_time_ms
     for session in reversed(sessions):
-        if session.started_at_ms <= at:
-            return session if at <= session.until_ms else None
+        if session.started_at_ms <= at <= session.until_ms and not (session.closed or _foreign(session, entry)):
+            return session
     return None
 
 
@@ -92,11 +109,7 @@ def united(mine: Context, theirs: Context, policy: Policy) -> list[Fact]:
         mine.holds[what] = max(since, mine.holds.get(what, since))
     mine.loose = sorted([*mine.loose, *theirs.loose], key=lambda work: work.at_ms)[-MOST_LOOSE:]
     mine.sessions = sorted([*mine.sessions, *theirs.sessions], key=lambda s: (s.started_at_ms, s.session_id))
-    facts: list[Fact] = []
-    at = 0
-    while at < len(mine.sessions):
-        facts += _settled(mine, mine.sessions[at], policy)
-        at += 1
+    facts = _all_settled(mine, policy)
     for session in mine.sessions:
         session.closed = still_open.isdisjoint([session.session_id, *session.merged])
     del mine.sessions[: -policy.keep_sessions]
@@ -105,7 +118,7 @@ def united(mine: Context, theirs: Context, policy: Policy) -> list[Fact]:
 
 def _covering(sessions: list[Session], entry: Entry) -> Session | None:
     for session in sessions:
-        if session.started_at_ms <= entry.event_time_ms <= session.last_event_at_ms:
+        if session.started_at_ms <= entry.event_time_ms <= session.last_event_at_ms and not _foreign(session, entry):
             return session if session.closed else _counted(session, entry.channel)
     return None
 
@@ -115,6 +128,21 @@ def _counted(session: Session, channel: str) -> Session:
     if channel not in session.channels:
         session.channels.append(channel)
     return session
+
+
+def _joined(
+    context: Context, session: Session, entry: Entry, moves: bool, policy: Policy
+) -> tuple[Session, list[Fact]]:
+    """Count an event in its session, and move that one's boundaries. Returns the session that this one is then."""
+    at = entry.event_time_ms
+    _counted(session, entry.channel)
+    if entry.source_session_id is not None and entry.acting in OPENERS:
+        session.source_sessions[entry.source or ""] = entry.source_session_id
+    if moves:
+        _extend(context, session, entry.channel, at, policy)
+        if at < session.started_at_ms:
+            return _begun_earlier(context, session, at, policy)
+    return session, _settled(context, session, policy)
 
 
 def _extend(context: Context, session: Session, channel: str, at: int, policy: Policy) -> None:
@@ -143,7 +171,11 @@ def _opened(context: Context, entry: Entry, policy: Policy) -> tuple[Session, li
         index -= 1
     if index < len(sessions):
         after, gap = sessions[index], policy.channel_gaps_ms.get(entry.channel, policy.session_gap_ms)
-        if after.started_at_ms <= at + gap and after.last_event_at_ms - at <= policy.session_max_ms:
+        if (
+            after.started_at_ms <= at + gap
+            and after.last_event_at_ms - at <= policy.session_max_ms
+            and not (after.closed or _foreign(after, entry))
+        ):
             after.started_at_ms = at
             return after, []
     session = Session(
@@ -160,18 +192,28 @@ def _opened(context: Context, entry: Entry, policy: Policy) -> tuple[Session, li
     return session, facts
 
 
+def _all_settled(context: Context, policy: Policy) -> list[Fact]:
+    facts: list[Fact] = []
+    at = 0
+    while at < len(context.sessions):
+        facts += _settled(context, context.sessions[at], policy)
+        at += 1
+    return facts
+
+
 def _settled(context: Context, session: Session, policy: Policy) -> list[Fact]:
-    """Take into a session what it reaches now: loose work, and the sessions after it."""
+    """Take into a session what it reaches now: loose work, and the sessions that begin after it."""
     facts: list[Fact] = []
     sessions = context.sessions
     while context.loose or session is not sessions[-1]:
         index = next(at for at, each in enumerate(sessions) if each is session) + 1
-        after = sessions[index] if index < len(sessions) else None
-        reached = session.until_ms if after is None else min(session.until_ms, after.started_at_ms - 1)
-        work = next((w for w in context.loose if session.started_at_ms <= w.at_ms <= reached), None)
+        following = sessions[index].started_at_ms - 1 if index < len(sessions) else session.until_ms
+        reached = min(session.until_ms, following)
+        work = next((work for work in context.loose if _belongs(session, work, reached)), None)
+        after = next((each for each in sessions[index:] if _fits(session, each, policy)), None)
         if work is not None:
             _taken(context, session, work, policy)
-        elif after is not None and _fits(session, after, policy):
+        elif after is not None:
             facts.append(_bridged(context, session, after, policy))
         else:
             break
@@ -179,9 +221,16 @@ def _settled(context: Context, session: Session, policy: Policy) -> list[Fact]:
 
 
 def _fits(session: Session, after: Session, policy: Policy) -> bool:
-    """Whether two neighbours are one session: within reach, and together not too long."""
-    together = after.last_event_at_ms - session.started_at_ms
-    return after.started_at_ms <= session.until_ms and together <= policy.session_max_ms
+    """Whether two are one session: within reach, together not too long, and not kept apart by a source."""
+    reached = after.started_at_ms <= session.until_ms
+    if session.source_sessions and after.source_sessions:
+        mine, theirs = session.source_sessions, after.source_sessions
+        both = mine.keys() & theirs.keys()
+        if any(mine[source] != theirs[source] for source in both):
+            return False
+        reached = reached or bool(both)
+    last = max(session.last_event_at_ms, after.last_event_at_ms)
+    return reached and last - session.started_at_ms <= policy.session_max_ms
 
 
 def _bridged(context: Context, session: Session, after: Session, policy: Policy) -> Fact:
@@ -190,11 +239,56 @@ def _bridged(context: Context, session: Session, after: Session, policy: Policy)
     session.events += after.events
     session.merged += [after.session_id, *after.merged]
     session.channels += [channel for channel in after.channels if channel not in session.channels]
+    session.source_sessions |= after.source_sessions
+    session.quarantined |= after.quarantined
     _reach(context, session, after.reach_ms or after.until_ms, policy)
     return Fact("session.merged", before=after.session_id, after=session.session_id)
 
 
+# --- sessions that their source names
+
+
+def _own(sessions: list[Session], entry: Entry) -> Session | None:
+    """The session that the event's source calls by the same name."""
+    name = entry.source_session_id
+    if name is None:
+        return None
+    return next((each for each in sessions if each.source_sessions.get(entry.source or "") == name), None)
+
+
+def _foreign(session: Session, named: Entry | Loose) -> bool:
+    """Whether the source of an event says that this is another session of its own."""
+    name = named.source_session_id
+    return name is not None and session.source_sessions.get(named.source or "", name) != name
+
+
+def _outgrown(session: Session, at: int, policy: Policy) -> bool:
+    return max(session.last_event_at_ms, at) - min(session.started_at_ms, at) > policy.session_max_ms
+
+
+def _quarantined(session: Session) -> list[Fact]:
+    """That is said of a session once."""
+    if session.quarantined:
+        return []
+    session.quarantined = True
+    return [Fact("session.quarantined", after=session.session_id)]
+
+
+def _begun_earlier(context: Context, session: Session, at: int, policy: Policy) -> tuple[Session, list[Fact]]:
+    """An event of a source's session that came out of order: what reaches back to it now may be one with it."""
+    session.started_at_ms = at
+    context.sessions.sort(key=lambda each: each.started_at_ms)
+    facts = _all_settled(context, policy)
+    return next(each for each in context.sessions if each is session or session.session_id in each.merged), facts
+
+
 # --- work before the session that it belongs to
+
+
+def _belongs(session: Session, work: Loose, reached: int) -> bool:
+    if work.source_session_id is not None and work.source is not None and work.source in session.source_sessions:
+        return session.source_sessions[work.source] == work.source_session_id
+    return session.started_at_ms <= work.at_ms <= reached
 
 
 def _remember(context: Context, entry: Entry, extends: bool, policy: Policy) -> None:
@@ -202,7 +296,8 @@ def _remember(context: Context, entry: Entry, extends: bool, policy: Policy) -> 
     at = entry.event_time_ms
     oldest = max(context.stream_time_ms, at) - policy.grace_ms
     kept = [work for work in context.loose if work.at_ms >= oldest]
-    kept.append(Loose(at, entry.channel, extends, _STARTS.get(entry.type)))
+    named = (None, None) if entry.source_session_id is None else (entry.source, entry.source_session_id)
+    kept.append(Loose(at, entry.channel, extends, _STARTS.get(entry.type), *named))
     kept.sort(key=lambda work: work.at_ms)
     context.loose = kept[-MOST_LOOSE:]
 
@@ -245,17 +340,25 @@ def _ended_since(context: Context, thing: str, at: int) -> bool:
 
 
 def closes_at(session: Session, policy: Policy) -> int:
-    """When a session can no longer change: all that could join it would be late.
+    """When a session can no longer change: all that could join it would be late. One that a source names can go on
+    until it has the maximum length.
 
     Rounded up to a thirtieth of the gap (a minute): with every event of an active customer it would move otherwise.
     """
     coarse = policy.session_gap_ms // 30 or 1
-    return ((session.until_ms + policy.grace_ms) // coarse + 1) * coarse
+    until = session.started_at_ms + policy.session_max_ms if session.source_sessions else session.until_ms
+    return ((until + policy.grace_ms) // coarse + 1) * coarse
+
+
+def first_to_close(context: Context, policy: Policy) -> Session | None:
+    """The open session that closes first."""
+    still_open = (each for each in context.sessions if not each.closed)
+    return min(still_open, key=lambda each: closes_at(each, policy), default=None)
 
 
 def close(context: Context, at_ms: int, policy: Policy) -> Session | None:
-    """Close the first open session, if its time has come."""
-    session = next((each for each in context.sessions if not each.closed), None)
+    """Close the open session that closes first, if its time has come."""
+    session = first_to_close(context, policy)
     if session is None or closes_at(session, policy) > at_ms:
         return None
     session.closed = True

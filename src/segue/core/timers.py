@@ -132,12 +132,12 @@ def set_deadline(context: Context, name: str, deadline: Deadline | None) -> None
 
 
 def watch_session(context: Context, policy: Policy) -> None:
-    """Wait for the first session that is not closed: they close in order. Called for every event."""
+    """Wait for the session that closes first. Called for every event."""
     found = context.sessions
     before = context.deadlines.get(SESSION)
     if before is not None and 0 < before.due_ms - policy.grace_ms - found[-1].until_ms <= policy.session_gap_ms // 30:
         return  # nearly always: the minute is still the same
-    first = next((session for session in found if not session.closed), None)
+    first = sessions.first_to_close(context, policy)
     due = 0 if first is None else sessions.closes_at(first, policy)
     if due != (0 if before is None else before.due_ms):
         set_deadline(context, SESSION, Deadline(due) if due else None)

@@ -77,7 +77,8 @@ class Excerpt:
             event = converter.convert(Row(entry.number + 1, entry.number, entry.values))
             if isinstance(event, Unusable):
                 raise SegueError(f"{FILE}, line {event.line}: {event.reason} at {event.field}: {event.detail}")
-            events.append(event)
+            if isinstance(event, dict):
+                events.append(event)
         return events
 
     def expected(self) -> Counts:

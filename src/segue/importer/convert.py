@@ -7,7 +7,10 @@ A mapping is compiled once into one small function per field. A row that cannot 
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from typing import Any, Protocol
+
+from msgspec import Struct
 
 from segue.core import ids
 from segue.importer.mapping import (
@@ -16,6 +19,7 @@ from segue.importer.mapping import (
     ItemMapping,
     Mapping,
     Property,
+    Skip,
     Source,
     SurveyMapping,
     Time,
@@ -29,6 +33,13 @@ ROW = bytes.fromhex("fbcdf1aad89f5914b83c7e4d674b4c3c")
 """Namespace of the ids of imported rows: UUIDv5 of the DNS namespace and "import.segue". Never change it."""
 
 UNIT_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
+
+
+class Skipped(Struct, frozen=True, gc=False):
+    """A row that the mapping leaves out, and why."""
+
+    line: int
+    why: str
 
 
 class Field(Protocol):
@@ -54,10 +65,14 @@ class Converter:
             for at, each in enumerate(mapping.identifiers)
         ]
         self._data = self._fields(mapping)
+        self._skips = [(each.why, self._skip(f"skip[{at}]", each)) for at, each in enumerate(mapping.skip)]
 
-    def convert(self, row: Row) -> dict[str, Any] | Unusable:
+    def convert(self, row: Row) -> dict[str, Any] | Unusable | Skipped:
         """Return the event, or why there is none."""
         try:
+            for why, applies in self._skips:
+                if applies(row.values):
+                    return Skipped(row.line, why)
             return self._event(row)
         except Unmapped as why:
             return Unusable(row.line, why.reason, why.field, why.detail)
@@ -101,6 +116,7 @@ class Converter:
             ("touchpoint", self._text("touchpoint", mapping.touchpoint)),
             ("text", self._text("text", mapping.text)),
             ("device", self._text("device", mapping.device)),
+            ("source_session_id", self._text("source_session_id", mapping.source_session_id)),
             ("wait_ms", None if mapping.wait_ms is None else self._duration("wait_ms", mapping.wait_ms)),
             ("actor", None if mapping.actor is None else self._actor(mapping.actor)),
             ("item", None if mapping.item is None else self._item(mapping.item)),
@@ -171,6 +187,24 @@ class Converter:
         name = time.zone or self._zone
         zone = None if name is None else zone_of(name)
         return lambda values: None if (found := get(values)) is None else instant(found, form, zone, path)
+
+    def _skip(self, path: str, skip: Skip) -> Callable[[Values], bool]:
+        get = self._get(skip, path)
+        if skip.among is not None:
+            among = frozenset(skip.among)
+            return lambda values: get(values) in among
+        if skip.until is None:
+            return lambda values: get(values) is None
+        since, until = (self._moment(path, Time(column=name)) for name in skip.columns())
+        longest = timedelta(hours=skip.longer_than_h or 0)
+        assert since is not None
+        assert until is not None
+
+        def longer(values: Values) -> bool:
+            one, other = since(values), until(values)
+            return None not in (one, other) and datetime.fromisoformat(other) - datetime.fromisoformat(one) > longest
+
+        return longer
 
     def _text(self, path: str, value: Value | None) -> Field | None:
         return None if value is None else self._get(value, path)

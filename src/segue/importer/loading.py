@@ -27,6 +27,7 @@ from segue.importer.mapping import (
     Mapping,
     MappingError,
     Property,
+    Skip,
     Source,
     SurveyMapping,
     Time,
@@ -152,7 +153,17 @@ def _hint(given: str, known: Iterable[str]) -> str:
 _FIELDS = sorted(
     {
         field
-        for model in (Mapping, ActorMapping, ItemMapping, SurveyMapping, Property, Time, Duration, IdentifierSource)
+        for model in (
+            Mapping,
+            ActorMapping,
+            ItemMapping,
+            SurveyMapping,
+            Property,
+            Time,
+            Duration,
+            IdentifierSource,
+            Skip,
+        )
         for field in model.model_fields
     }
 )

@@ -2,7 +2,8 @@
 
 A value is written either short, as a template (`"{number}"`, `"category {category}"`, or a constant such as
 `"case"`), or as a table with `column` or `template` and what else the field takes: `map` and `default`,
-`empty`, `format` and `zone`, `unit`, `type`. The shipped mappings in `mappings/` are examples.
+`empty`, `pointer` (into a column of JSON), `format` and `zone`, `unit`, `type`. Rows that are no interactions are
+left out by `[[skip]]`. The shipped mappings in `mappings/` are examples.
 
 `loading` reads mappings and refuses wrong ones.
 """
@@ -51,10 +52,14 @@ class _Strict(BaseModel):
 
 
 class Source(_Strict):
-    """Where a value comes from: one column, or a template over several. `empty`: values that mean missing."""
+    """Where a value comes from: one column, or a template over several. `empty`: values that mean missing.
+
+    `pointer` (RFC 6901, such as `/0/id`) takes a part of a column that holds JSON; one that leads nowhere, missing.
+    """
 
     column: Annotated[str, StringConstraints(min_length=1)] | None = None
     template: str | None = None
+    pointer: Annotated[str, StringConstraints(pattern="^/")] | None = None
     empty: list[str] | None = None
 
     @model_validator(mode="after")
@@ -63,6 +68,8 @@ class Source(_Strict):
             raise ValueError("give either `column` or `template`")
         if self.template is not None and set(TEMPLATE.sub("", self.template)) & set("{}"):
             raise ValueError("unpaired brace; write a column as {column}")
+        if self.pointer is not None and self.column is None:
+            raise ValueError("`pointer` reads from a `column`, not a template")
         return self
 
     def columns(self) -> list[str]:
@@ -134,6 +141,31 @@ class IdentifierSource(Source):
     level: Level = "claimed"
 
 
+class Skip(Source):
+    """Rows that become no event: where the value is one of `among`, where it is `missing`, or where it is a time and
+    the time in the column `until` is more than `longer_than_h` hours after it (both in the format of `time`).
+
+    `why` is what the import's summary counts them under.
+    """
+
+    why: Annotated[str, StringConstraints(min_length=1, max_length=80)]
+    among: Annotated[list[str], Field(min_length=1)] | None = None
+    missing: Literal[True] | None = None
+    until: Annotated[str, StringConstraints(min_length=1)] | None = None
+    longer_than_h: Annotated[float, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _one_test(self) -> Skip:
+        if sum(test is not None for test in (self.among, self.missing, self.until)) != 1:
+            raise ValueError("say which rows: give one of `among`, `missing` and `until`")
+        if (self.until is None) != (self.longer_than_h is None):
+            raise ValueError("`until` and `longer_than_h` go together")
+        return self
+
+    def columns(self) -> list[str]:
+        return [*super().columns(), *([] if self.until is None else [self.until])]
+
+
 Text = Annotated[Value, BeforeValidator(_as_table)]
 Moment = Annotated[Time, BeforeValidator(_as_table)]
 
@@ -181,6 +213,8 @@ class Mapping(_Strict):
     empty: list[str] = ["?", ""]
     order_by: Literal["file", "time"] = "file"
     """`time` sorts in memory by event time; rows of the same time stay in the file's order."""
+    skip: list[Skip] = []
+    """A row is left out for the first reason that applies."""
     id: Text | None = None
     """Default: derived from the file's name, the row's number and the row."""
     type: Text
@@ -190,6 +224,7 @@ class Mapping(_Strict):
     touchpoint: Text | None = None
     text: Text | None = None
     device: Text | None = None
+    source_session_id: Text | None = None
     wait_ms: Duration | None = None
     actor: ActorMapping | None = None
     item: ItemMapping | None = None

@@ -18,6 +18,7 @@ from msgspec import Struct, field
 
 from segue.core.event import Rejected, decode
 from segue.errors import Refused, Undelivered
+from segue.importer.convert import Skipped
 from segue.importer.mapping import Mapping
 from segue.importer.readers import Unusable
 from segue.importer.rows import Mapped, in_file_order, in_time_order
@@ -64,6 +65,8 @@ class Summary(Struct):
     sent: int = 0
     seconds: float = 0.0
     refused: dict[str, Refusals] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Rows that the mapping leaves out, by its reasons."""
     stopped: str | None = None
 
     @property
@@ -71,9 +74,13 @@ class Summary(Struct):
         return sum(refusals.count for refusals in self.refused.values())
 
     @property
+    def skipped_rows(self) -> int:
+        return sum(self.skipped.values())
+
+    @property
     def unacknowledged(self) -> int:
         """Rows sent and neither acknowledged nor refused; only when the import stopped early."""
-        return self.rows - self.sent - self.refused_rows
+        return self.rows - self.sent - self.refused_rows - self.skipped_rows
 
     def refuse(self, row: Unusable) -> None:
         refusals = self.refused.setdefault(row.reason, Refusals())
@@ -172,6 +179,8 @@ def run_import(
         summary.rows += 1
         if isinstance(row, Unusable):
             summary.refuse(row)
+        elif isinstance(row, Skipped):
+            summary.skipped[row.why] = summary.skipped.get(row.why, 0) + 1
         else:
             pacer.wait()
             _send(sink, deliveries, row, summary)

@@ -12,6 +12,8 @@ from datetime import UTC, datetime, tzinfo
 from functools import lru_cache
 from typing import Any
 
+import orjson
+
 from segue.importer.mapping import TEMPLATE, Source, Value
 
 Values = dict[str, str]
@@ -30,6 +32,8 @@ class Unmapped(Exception):
 def getter(source: Source, empty: tuple[str, ...], path: str) -> Get:
     """The text of a source, translated where it has a map; None when it is missing."""
     raw = _column(source.column, empty) if source.column is not None else _template(source.template or "", empty)
+    if source.pointer is not None:
+        raw = _part_of(raw, source.pointer, empty, path)
     if not isinstance(source, Value) or (source.map is None and source.default is None):
         return raw
     return _translated(raw, source.map, source.default, path)
@@ -41,6 +45,33 @@ def _column(column: str, empty: tuple[str, ...]) -> Get:
         return None if value in empty or not value else value
 
     return get
+
+
+def _part_of(raw: Get, pointer: str, empty: tuple[str, ...], path: str) -> Get:
+    """What a JSON Pointer (RFC 6901) leads to in a column of JSON, as text."""
+    steps = [step.replace("~1", "/").replace("~0", "~") for step in pointer.split("/")[1:]]
+
+    def get(values: Values) -> str | None:
+        text = raw(values)
+        if text is None:
+            return None
+        try:
+            found = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            raise Unmapped("not_json", path, "`pointer` reads JSON; list what means missing under `empty`") from None
+        for step in steps:
+            found = _step(found, step)
+        value = found if isinstance(found, str) else orjson.dumps(found).decode()
+        return None if found is None or value in empty else value
+
+    return get
+
+
+def _step(found: Any, step: str) -> Any:
+    if isinstance(found, dict):
+        return found.get(step)
+    in_list = isinstance(found, list) and step.isascii() and step.isdecimal() and int(step) < len(found)
+    return found[int(step)] if in_list else None
 
 
 def _template(template: str, empty: tuple[str, ...]) -> Get:

@@ -55,6 +55,16 @@ def processes(settings: Settings) -> Iterator[Processes]:
         yield processes
 
 
+@pytest.fixture
+def sender(settings: Settings, processes: Processes, redis_client: redis.Redis) -> Iterator[Sender]:
+    """Events under way, and every customer known. However the test ends, it sends nothing to the next one."""
+    sender = Sender(settings)
+    sender.start()
+    eventually(lambda: len(contexts(redis_client)) == CUSTOMERS and counted(redis_client) > 300, 60, "the first events")
+    yield sender
+    sender.stop()
+
+
 def contexts(client: redis.Redis) -> list[dict[str, object]]:
     """The contexts of the layout in force."""
     keys = client.keys(f"segue:{layout(client).epoch}:*}}:ctx:*")
@@ -154,11 +164,8 @@ class Poller(threading.Thread):
     ("settings", "partitions"), [("embedded", None), ("embedded", 9), ("kafka", 4)], indirect=["settings"]
 )
 def test_a_rebuild_under_traffic_loses_doubles_and_hides_nothing(
-    settings: Settings, processes: Processes, redis_client: redis.Redis, partitions: int | None
+    settings: Settings, processes: Processes, sender: Sender, redis_client: redis.Redis, partitions: int | None
 ) -> None:
-    sender = Sender(settings)
-    sender.start()
-    eventually(lambda: counted(redis_client) > 300, 60, "the first events")
     before = layout(redis_client)
     with ApiServer(settings).ready() as api:
         watch = SseClient(f"{api.url}/v1/customers/user_id:u3/stream")
@@ -187,11 +194,8 @@ def test_a_rebuild_under_traffic_loses_doubles_and_hides_nothing(
 
 
 def test_after_another_number_of_partitions_an_emptied_redis_is_restored_from_the_log(
-    settings: Settings, processes: Processes, redis_client: redis.Redis
+    settings: Settings, processes: Processes, sender: Sender, redis_client: redis.Redis
 ) -> None:
-    sender = Sender(settings)
-    sender.start()
-    eventually(lambda: counted(redis_client) > 300, 60, "the first events")
     rebuilt(settings, redis_client, 4)
     after = counted(redis_client)
     eventually(lambda: counted(redis_client) > after + 100, 60, "events after the switch")
@@ -240,11 +244,8 @@ main()
     ],
 )
 def test_a_rebuild_killed_at_any_point_leaves_a_whole_state_and_can_be_done_again(
-    settings: Settings, processes: Processes, redis_client: redis.Redis, when: str, point: str
+    settings: Settings, processes: Processes, sender: Sender, redis_client: redis.Redis, when: str, point: str
 ) -> None:
-    sender = Sender(settings)
-    sender.start()
-    eventually(lambda: counted(redis_client) > 300, 60, "the first events")
     program = KILLED.format(when=when, point=point)
     ended = subprocess.run([sys.executable, "-c", program], env=environment(settings), timeout=120, check=False)
     assert ended.returncode == -signal.SIGKILL

@@ -12,6 +12,7 @@ from bench.latency import latency
 from bench.peers.run import peers, peers_latency
 from bench.report import Report, console
 from bench.speed import full, guarantee, throughput
+from bench.timers import timers
 
 ON_KAFKA = "has figures on Kafka only"
 
@@ -27,6 +28,7 @@ def sections(given: argparse.Namespace) -> dict[str, list[Callable[[Report], Non
             for kind in logs
             for partitions in given.partitions
         ],
+        "timers": [partial(timers, kind=kind, rates=given.rates, seconds=given.seconds) for kind in logs],
     }
     if "kafka" in logs:
         found |= {
@@ -44,7 +46,7 @@ def sections(given: argparse.Namespace) -> dict[str, list[Callable[[Report], Non
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    names = ("throughput", "full", "guarantee", "restore", "peers", "memory", "latency")
+    names = ("throughput", "full", "guarantee", "restore", "peers", "memory", "latency", "timers")
     parser.add_argument("--only", nargs="*", choices=names, default=names, help="sections; default: all")
     parser.add_argument("--stack", choices=("kafka", "embedded", "both"), default="both")
     parser.add_argument("--events", type=int, default=200_000, help="of each run")
@@ -52,10 +54,12 @@ def main() -> None:
     parser.add_argument("--full-customers", type=int, default=100_000, help="with full contexts (full)")
     parser.add_argument("--memory-customers", type=int, default=1_000_000, help="seen (memory)")
     parser.add_argument("--repeat", type=int, default=3, help="of each variant (guarantee)")
-    parser.add_argument("--rates", type=int, nargs="*", default=[1000, 2000, 5000], help="events per second (latency)")
+    parser.add_argument(
+        "--rates", type=int, nargs="*", default=[1000, 2000, 5000], help="events a second (latency, timers)"
+    )
     parser.add_argument("--partitions", type=int, nargs="*", default=[6, 1], help="SEGUE_PARTITIONS (latency)")
     parser.add_argument("--peers-rate", type=int, default=3000, help="events per second of the peers' latency")
-    parser.add_argument("--seconds", type=int, default=20, help="of each paced run (latency)")
+    parser.add_argument("--seconds", type=int, default=20, help="of each paced run (latency, timers)")
     parser.add_argument("--json", type=Path, default=Path("build/bench.json"), help="where the figures are written")
     given = parser.parse_args()
     report, chosen = Report(), sections(given)

@@ -36,11 +36,16 @@ _decode_command = msgspec.json.Decoder(Command).decode
 Found = Arrival | Order | Rejected
 
 
+_Names = tuple[str, ...]
+
+
 @lru_cache(maxsize=50_000)
-def _named(given: tuple[Identifier, ...], region: str | None) -> tuple[tuple[Identifier, ...], tuple[str, ...]]:
-    """The usable identifiers of an event and their names. A customer's next event nearly always names the same."""
+def _named(given: tuple[Identifier, ...], region: str | None) -> tuple[tuple[Identifier, ...], _Names, _Names]:
+    """The usable identifiers of an event, their names, and those of devices. A customer's next event nearly always
+    names the same."""
     identifiers = normalise(given, region)
-    return identifiers, tuple(identity.ref(identifier) for identifier in identifiers)
+    refs = tuple(identity.ref(identifier) for identifier in identifiers)
+    return identifiers, refs, tuple(r for i, r in zip(identifiers, refs, strict=True) if identity.is_device(i))
 
 
 class Resolve:
@@ -121,10 +126,10 @@ def check(record: Record, channel: str, region: str | None) -> Arrival | Rejecte
         return event
     if event.channel != channel:
         return Rejected("wrong_topic", "$.channel", f"publish {event.channel} events to {EVENTS}{event.channel}")
-    identifiers, refs = _named(event.data.identifiers, region)
+    identifiers, refs, devices = _named(event.data.identifiers, region)
     if not identifiers:
         return NO_USABLE_IDENTIFIER
-    return Arrival(event, identifiers, refs, record.timestamp()[1])
+    return Arrival(event, identifiers, refs, record.timestamp()[1], devices=devices)
 
 
 def _order(arrival: Arrival) -> tuple[int, datetime]:
@@ -148,6 +153,8 @@ def _emit(arrival: Arrival, interactions: str) -> Iterable[Output]:
     yield Output(interactions, decision.customer_key.encode(), _encode(interaction))
     for identifier in decision.link:
         yield _linked(arrival, identifier, decision.customer_key)
+    for device in arrival.sat:
+        yield _seated(arrival, device, decision.customer_key)
     for merge in arrival.merges:
         yield from _merging(merge, arrival.received_at_ms, interactions)
     for (identifier, owner, reason), first in zip(decision.contested, arrival.noted, strict=False):
@@ -159,6 +166,12 @@ def _linked(arrival: Arrival, identifier: Identifier, key: str) -> Output:
     at = arrival.received_at_ms
     record = IdentityRecord("link", key, arrival.event.id, at, identifier, born_ms=arrival.born_ms)
     return Output(IDENTITY, identity.ref(identifier).encode(), _encode(record))
+
+
+def _seated(arrival: Arrival, device: str, key: str) -> Output:
+    identifier = arrival.identifiers[arrival.refs.index(device)]
+    record = IdentityRecord("seat", key, arrival.event.id, arrival.at_ms, identifier)
+    return Output(IDENTITY, f"seat|{device}|{key}".encode(), _encode(record))
 
 
 def _candidate(arrival: Arrival, identifier: Identifier, key: str, owner: str, reason: str) -> Output:

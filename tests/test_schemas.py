@@ -23,6 +23,7 @@ from segue.core.event import MAX_EVENT_BYTES, Event, Rejected, decode
 from segue.core.interaction import Entry, Interaction, Step, StepView, entry_of
 from segue.core.lineage import Command, Transfer
 from segue.core.rules import Signal
+from segue.core.timers import TimerDue
 from segue.deadletters import Action, dead_letter
 from segue.identity_records import IdentityRecord
 from segue.log.sqlite import Row
@@ -60,6 +61,10 @@ def a_context(raw: bytes) -> None:
         a(Entry)(bytes(entry))
 
 
+def a_timer_or_transfer(raw: bytes) -> None:
+    msgspec.json.decode(raw, type=TimerDue | Transfer)  # told apart by their type, as the context processor does
+
+
 CODE: dict[str, Accepts] = {
     "event": an_event,
     "interaction": a(Interaction),
@@ -67,7 +72,8 @@ CODE: dict[str, Accepts] = {
     "signal": a(Signal),
     "identity": a(IdentityRecord),
     "command": a(Command),
-    "transfer": a(Transfer),
+    "transfer": a_timer_or_transfer,
+    "timer-due": a_timer_or_transfer,
     "dead-letter-headers": a(DeadLetterHeaders),
     "dead-letter-action": a(Action),
     "context": a_context,

@@ -12,6 +12,7 @@ from segue.core import identity
 from segue.core.event import Identifier
 from segue.core.identity import Known
 from segue.core.lineage import Merge
+from segue.core.seats import Seats, together
 from segue.log.port import Record
 from segue.store.identity import Batch, Note, Owner, entry_of
 
@@ -25,12 +26,13 @@ class IdentityRecord(Struct, omit_defaults=True):
     """A record of `segue.identity`.
 
     `link`: an identifier belongs to a customer; keyed by `type:value`. `candidate`: it was used by a customer while it
-    is another's, `other_customer_key`, and `reason` says why they were not merged; keyed by all three. `merge` and
+    is another's, `other_customer_key`, and `reason` says why they were not merged; keyed by all three. `seat`: another
+    person was named on a device than before, at the event time `at_ms`; keyed by device and customer. `merge` and
     `unmerge`: keyed by the absorbed customer, so that compaction keeps what holds. `refused`: an operator's command
     that could not be done, which has no customer.
     """
 
-    kind: Literal["link", "candidate", "merge", "unmerge", "refused"]
+    kind: Literal["link", "candidate", "seat", "merge", "unmerge", "refused"]
     customer_key: str
     event_id: str
     """The event that said so, or the command."""
@@ -53,6 +55,7 @@ def committed(read: Callable[[], Iterable[Record]]) -> Iterator[Batch]:
     links: dict[str, str] = {}
     records: dict[str, Known] = {}
     notes: dict[tuple[str, str], str] = {}
+    seats: dict[str, Seats] = {}
     kept: dict[str, Known] = {key: Known() for key in related}
     for found in _identity_records(read()):
         key, identifier = found.customer_key, found.identifier
@@ -62,19 +65,23 @@ def committed(read: Callable[[], Iterable[Record]]) -> Iterator[Batch]:
             note = Note(found.event_id, found.at_ms, found.reason or "")
             notes[identity.ref(identifier), key] = _encode(note).decode()
             continue
+        if found.kind == "seat":
+            ref = identity.ref(identifier)
+            seats[ref] = together(seats.get(ref, {}), {key: (found.at_ms, found.event_id)})
+            continue
         owner = Owner(key, found.born_ms or found.at_ms, found.at_ms, found.event_id)
         links[identity.ref(identifier)] = entry_of(owner)
         if identifier.type in identity.UNIQUE:
             known = kept[key] if key in kept else records.setdefault(key, Known())
             known.unique.setdefault(identifier.type, identifier.value)
         if len(links) >= REFILL:
-            yield links, _raws(records), notes
-            links, records, notes = {}, {}, {}
+            yield Batch(links, _raws(records), notes, seats)
+            links, records, notes, seats = {}, {}, {}, {}
     for key in related:
         _placed(kept, merges, key)
     for merge, command_id in undone.items():
         _taken_out(kept, merges, merge, command_id)
-    yield links, _raws(records | kept), notes
+    yield Batch(links, _raws(records | kept), notes, seats)
 
 
 def adds_only(records: Iterable[Record]) -> bool:

@@ -7,15 +7,18 @@ change is claimed in Redis. Where somebody else was first, the pass is made agai
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import chain
 
 import msgspec
 from msgspec import Struct, structs
 
-from segue.core import identity
+from segue.core import identity, seats
 from segue.core.event import Event, Identifier
 from segue.core.identity import Known, Root
+from segue.core.interaction import happened_ms
 from segue.core.lineage import Command, Merge
+from segue.core.seats import Seats
 from segue.store.identity import EVENT_AT, KEY_WIDTH, IdentityIndex, Note, Owner, entry_of, owner_of
 
 _encode = msgspec.json.Encoder().encode
@@ -36,6 +39,15 @@ class Arrival(Struct, gc=False):
     merges: tuple[Merge, ...] = ()
     noted: tuple[bool, ...] = ()
     """Of each contested identifier, whether this is the event that noted it."""
+    devices: tuple[str, ...] = ()
+    """The names of those identifiers that are a device's."""
+    sat: tuple[str, ...] = ()
+    """Devices at which its customer took the seat by this event."""
+
+    @property
+    def at_ms(self) -> int:
+        """Event time, by our clock."""
+        return happened_ms(self.event, self.received_at_ms)
 
 
 class Order(Struct, gc=False):
@@ -60,6 +72,7 @@ class Resolution:
         self._event, self._at = "", 0
         self._records: dict[str, str | None] = {}
         """Customers' records as they stand in the index, as far as they were needed."""
+        self._seats: dict[str, Seats] = {}
         self._restart()
 
     def _restart(self) -> None:
@@ -70,10 +83,12 @@ class Resolution:
         self._wanted: set[str] = set()
         self._anchors: dict[str, str] = {}
         self._links: dict[str, str] = {}
+        self._sat: dict[str, Seats] = {}
 
     def settle(self) -> None:
         """Decide every arrival and every order."""
-        self._arrivals = [arrival for arrival in self._arrivals if not self._known(arrival)]
+        self._seats = self._index.seats(dict.fromkeys(ref for each in self._arrivals for ref in each.devices))
+        self._arrivals = self._undecided()
         if not self._arrivals and not self._orders:
             return
         ordered = (ref for order in self._orders for ref in order.refs)
@@ -89,6 +104,12 @@ class Resolution:
             self._note()
             return
 
+    def _undecided(self) -> list[Arrival]:
+        """Those that `_known` cannot decide, and who use a device of theirs: somebody may take the seat there."""
+        known = {id(arrival) for arrival in self._arrivals if self._known(arrival)}
+        moving = {ref for arrival in self._arrivals if id(arrival) not in known for ref in arrival.devices}
+        return [each for each in self._arrivals if id(each) not in known or not moving.isdisjoint(each.devices)]
+
     def _known(self, arrival: Arrival) -> bool:
         """Decide at once for the customer whose identifiers are all known: nearly every event.
 
@@ -96,6 +117,8 @@ class Resolution:
         claimed one of them itself, in an attempt that was not committed, has to link it again: not decided here.
         """
         key, event_id = "", arrival.event.id
+        if self._seats and not self._seats.keys().isdisjoint(arrival.devices):
+            return False
         for ref in arrival.refs:
             entry = self._index.cached(ref)
             if entry is None or entry[EVENT_AT:] == event_id:
@@ -114,7 +137,8 @@ class Resolution:
         for arrival in self._arrivals:
             self._learn_ages(arrival.refs, entries)
             self._event, self._at = arrival.event.id, arrival.received_at_ms
-            decision = identity.decide(arrival.identifiers, owners, self._root, self._sharers, self._unite)
+            sitter = partial(self._sitting, arrival.at_ms)
+            decision = identity.decide(arrival.identifiers, owners, self._root, self._sharers, self._unite, sitter)
             key = decision.customer_key
             if key not in self._born:
                 self._born[key] = arrival.received_at_ms
@@ -128,6 +152,7 @@ class Resolution:
                 (self._anchors if identity.new_key(identifier) == key else self._links)[ref] = entry
                 if identifier.type in identity.UNIQUE:
                     self._named(key, identifier)
+            self._seat(arrival, key, owners)
             self._as_claimed(arrival, decision, entries, owners)
         for order in self._orders:
             self._learn_ages(order.refs, entries)
@@ -141,6 +166,31 @@ class Resolution:
 
     def _sharers(self, ref: str) -> set[str]:
         return {self._root(key).key for key in self._index.sharers(ref)}
+
+    # --- devices
+
+    def _sitting(self, at_ms: int, identifier: Identifier) -> str | None:
+        return (
+            seats.sitting(self._seats_at(identity.ref(identifier)), at_ms) if identity.is_device(identifier) else None
+        )
+
+    def _seats_at(self, device: str) -> Seats:
+        return self._sat.get(device) or self._seats.get(device) or {}
+
+    def _seat(self, arrival: Arrival, key: str, owners: dict[str, str]) -> None:
+        """The customer takes the seat at the devices where another person sat; said again, if this very event did."""
+        sat = []
+        actor = arrival.event.data.actor
+        if arrival.devices and (actor is None or actor.kind == "customer"):
+            taken = arrival.at_ms, arrival.event.id
+            for device in arrival.devices:
+                found = self._seats_at(device)
+                theirs = self._root(seats.sitting(found, arrival.at_ms) or owners[device])
+                if identity.unlike(self._root(key).known, theirs.known):
+                    found = self._sat[device] = seats.together(found, {key: taken})
+                if found.get(key) == taken:
+                    sat.append(device)
+        arrival.sat = tuple(sat)
 
     def _as_claimed(
         self, arrival: Arrival, decision: identity.Decision, entries: dict[str, str], owners: dict[str, str]
@@ -265,6 +315,7 @@ class Resolution:
             for identifier, _, reason in decision.contested:
                 pair = identity.ref(identifier), decision.customer_key
                 notes.setdefault(pair, _encode(Note(arrival.event.id, arrival.received_at_ms, reason)).decode())
+        self._index.sit(self._sat)
         if not notes:
             return
         stand = {pair: _decode_note(note).event_id if note else "" for pair, note in self._index.share(notes).items()}

@@ -28,6 +28,7 @@ from segue.core.event import Event
 from segue.core.interaction import Entry, Interaction, Step
 from segue.core.lineage import Command, Transfer
 from segue.core.rules import Signal
+from segue.core.timers import TimerDue
 from segue.deadletters import PREFIX, Action
 from segue.identity_records import IdentityRecord
 
@@ -59,6 +60,7 @@ PUBLISHED: dict[str, type[Struct]] = {
     "event": Event,
     "interaction": Interaction,
     "transfer": Transfer,
+    "timer-due": TimerDue,
     "journey-step": Step,
     "signal": Signal,
     "identity": IdentityRecord,
@@ -91,7 +93,7 @@ _RAW: dict[str, type[Struct] | None] = {
 """What the undecoded parts hold: a struct, or an object of the sender's own."""
 
 _BY_HAND: dict[str, Schema] = {
-    **{f"{name}.customer_key": _UUID for name in ("Interaction", "Step", "Signal", "Context", "Transfer")},
+    **{f"{name}.customer_key": _UUID for name in ("Interaction", "Step", "Signal", "Context", "Transfer", "TimerDue")},
     "Event.id": {"description": "Unique among the sender's events. The same id again is a duplicate and ignored."},
     "Event.source": {"description": "Who sends, as a URI reference, e.g. `/shop` or `urn:desk:berlin`."},
     "Event.type": {"description": "What happened: thing and past participle, e.g. `page.viewed`, `complaint.made`."},
@@ -120,7 +122,7 @@ _BY_HAND: dict[str, Schema] = {
     "Signal.reason": {"required": ["en", "zh"], "description": "The finding in a sentence, by language."},
     "IdentityRecord": {
         "oneOf": [
-            {"properties": {"kind": {"const": "link"}}, "required": ["identifier"]},
+            {"properties": {"kind": {"enum": ["link", "seat"]}}, "required": ["identifier"]},
             {
                 "properties": {"kind": {"const": "candidate"}},
                 "required": ["identifier", "other_customer_key", "reason"],
@@ -167,6 +169,8 @@ class Builder:
         name, words = info.cls.__name__, _field_words(info.cls)
         fields = {field.encode_name: self._field(f"{name}.{field.name}", field, words) for field in info.fields}
         required = [field.encode_name for field in info.fields if field.required]
+        if info.tag is not None and info.tag_field is not None:
+            fields, required = {info.tag_field: {"const": info.tag}} | fields, [info.tag_field, *required]
         found: Schema = {"description": inspect.cleandoc(info.cls.__doc__)} if info.cls.__doc__ else {}
         if info.array_like:
             return found | {"type": "array", "prefixItems": list(fields.values()), "minItems": len(required)}

@@ -471,7 +471,7 @@ def valkey(tmp_path: Path) -> Iterator[EmbeddedValkey]:
 
 
 def links(*pairs: tuple[str, str]) -> list[Batch]:
-    return [({ref: entry}, {}, {}) for ref, entry in pairs]
+    return [Batch({ref: entry}, {}, {}, {}) for ref, entry in pairs]
 
 
 def test_an_index_is_complete_when_it_was_filled_since_redis_last_restarted(valkey: EmbeddedValkey) -> None:
@@ -516,8 +516,13 @@ def test_nothing_is_read_or_claimed_on_an_index_that_may_have_gaps(valkey: Embed
         one.records([key("a")])
     with pytest.raises(WentBack):
         one.share({("phone:1", key("a")): "e1"})
+    with pytest.raises(WentBack):
+        one.seats(["cookie_id:1"])
+    with pytest.raises(WentBack):
+        one.sit({"cookie_id:1": {key("a"): (1, "e1")}})
     other = index(connect(valkey.url))
     assert other.owners(["phone:1"]) == {}
+    assert other.seats(["cookie_id:1"]) == {}
 
 
 def test_an_identifier_in_chinese_is_found_again(redis_client: redis.Redis) -> None:

@@ -261,3 +261,23 @@ def test_over_any_history_owners_never_change_nobody_gets_a_second_name_and_the_
         people.setdefault(index.root(key).key, set()).update(values)
     two_at_once = [i for i in history if sum(each.type == "user_id" for each in i) > 1]
     assert two_at_once or all(len(values) == 1 for values in people.values())
+
+
+def seated(*identifiers: Identifier, owner: Known | None = None) -> Decision:
+    """Decide at Anna's tablet, at which Ben sits."""
+    index = Index({ref(COOKIE): ANNA}, **{ANNA: owner or Known({"user_id": "anna"}), BEN: Known({"user_id": "ben"})})
+    sitter = {COOKIE: BEN}.get
+    return decide_with(identifiers, index.owners, index.root, lambda _: set(), index.unite, sitter)
+
+
+def test_what_names_no_person_is_of_whoever_sits_at_the_device_and_links_to_them() -> None:
+    assert seated(COOKIE) == Decision(BEN, ())
+    assert seated(EMAIL, COOKIE) == Decision(BEN, (EMAIL,))
+
+
+def test_whoever_signs_in_is_not_taken_for_whoever_sat_there() -> None:
+    carl = Identifier("user_id", "carl")
+    assert seated(carl, COOKIE).customer_key == new_key(carl)
+    assert seated(carl, COOKIE, owner=Known()).customer_key == ANNA, (
+        "a device whose customer has no name becomes theirs"
+    )

@@ -96,9 +96,9 @@ class Processes:
 
 def environment(settings: Settings) -> dict[str, str]:
     """Settings as environment variables for a child process."""
-    values = settings.model_dump(mode="json", exclude_none=True, exclude={"kafka_options"})
-    options = {"SEGUE_KAFKA_OPTIONS": json.dumps(settings.kafka_options)} if settings.kafka_options else {}
-    return os.environ | {f"SEGUE_{name.upper()}": str(value) for name, value in values.items()} | options
+    values = settings.model_dump(mode="json", exclude_none=True)
+    texts = {name: json.dumps(value) if isinstance(value, dict) else str(value) for name, value in values.items()}
+    return os.environ | {f"SEGUE_{name.upper()}": text for name, text in texts.items()}
 
 
 def without_topics(bootstrap: str) -> str:

@@ -3,7 +3,7 @@
 Theory of operation. Every identifier belongs to one customer for good: the first that used it. An event goes to the
 customer of its strongest known identifier; identifiers nobody owns yet are linked to that customer. A unique identifier
 is a person's name: a customer who already has another value of it is somebody else (a shared tablet), so the
-event opens a customer of its own.
+event opens a customer of its own. What names only a device is of whoever was named on it last (`core.seats`).
 
 When an event names two customers who are both known, they are merged if that is proven, and otherwise recorded as
 candidates with the reason (`REASONS`); nothing is guessed. Proven: both identifiers may merge by their type, each is
@@ -123,6 +123,8 @@ class Decision(Struct, frozen=True, gc=False):
 
 Sharers = Callable[[str], Collection[str]]
 """The customers who have used an identifier (`type:value`) that belongs to another."""
+Sitter = Callable[[Identifier], str | None]
+"""Who sat at a device at the time of the event (`core.seats`); None is its owner, as of what is no device."""
 Unite = Callable[[Root, Root, Identifier, Identifier], None]
 """Does a merge: from here on, the roots of both are one."""
 
@@ -146,6 +148,10 @@ def rank_of_type(kind: str) -> float:
     return _WEAKEST if kind in ("case_id", "order_id", "session_id") else _UNLISTED
 
 
+def is_device(identifier: Identifier) -> bool:
+    return KINDS.get(identifier.type, OTHER).device
+
+
 def ref(identifier: Identifier) -> str:
     """`type:value`, the identifier's name in the index and in the API."""
     return f"{identifier.type}:{identifier.value}"
@@ -162,6 +168,7 @@ def decide(
     root: Callable[[str], Root],
     sharers: Sharers,
     unite: Unite,
+    sitter: Sitter = lambda _: None,
 ) -> Decision:
     """Decide for one event.
 
@@ -170,13 +177,14 @@ def decide(
     """
     stranger = _stranger(identifiers, owners, root)
     leading = stranger or next((i for i in identifiers if ref(i) in owners), identifiers[0])
-    key = new_key(leading) if stranger is not None else owners.get(ref(leading)) or new_key(leading)
+    seated = None if any(i.type in UNIQUE for i in identifiers) else sitter(leading)  # else: somebody signs in
+    key = new_key(leading) if stranger is not None else seated or owners.get(ref(leading)) or new_key(leading)
     link, contested = [], []
     for identifier in identifiers:
         owner = owners.get(ref(identifier))
         if owner is None:
             link.append(identifier)
-        elif owner != key:
+        elif owner != key and not (seated and identifier is leading):
             reason = _told_apart(leading, identifier, _named(root(key), stranger), root(owner), sharers, unite)
             if reason is not None:
                 contested.append((identifier, owner, reason))

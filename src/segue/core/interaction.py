@@ -163,13 +163,19 @@ def _optional_ms(moment: datetime | None) -> int | None:
     return None if moment is None else to_ms(moment)
 
 
+def happened_ms(event: Event, received_at_ms: int) -> int:
+    """When a decoded event happened by our clock (`core.skew`)."""
+    given, sent_at = to_ms(event.time), event.data.sent_at
+    if given <= received_at_ms and sent_at is None:
+        return given
+    return skew.event_time(given, _optional_ms(sent_at), received_at_ms)
+
+
 def entry_of(event: Event, received_at_ms: int, properties: Raw) -> Entry:
-    """Return the timeline entry of a decoded event, at the time it happened by our clock (`core.skew`)."""
+    """Return the timeline entry of a decoded event, at the time it happened by our clock."""
     data = event.data
     actor, item, survey = data.actor, data.item, data.survey
-    given = at = to_ms(event.time)
-    if at > received_at_ms or data.sent_at is not None:
-        at = skew.event_time(given, _optional_ms(data.sent_at), received_at_ms)
+    given, at = to_ms(event.time), happened_ms(event, received_at_ms)
     return Entry(
         id=event.id,
         type=event.type,

@@ -22,10 +22,12 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import Any, NamedTuple
 
+import msgspec
 import redis
 from msgspec import Struct
 
 from segue.core.partition import partition_of
+from segue.core.seats import Seats, together
 from segue.errors import WentBack
 from segue.store.connect import history, reachable
 from segue.store.keys import Layout
@@ -70,8 +72,17 @@ def owner_of(entry: str) -> Owner:
     return Owner(entry[:KEY_WIDTH], int(entry[KEY_WIDTH:at]), int(entry[at:EVENT_AT]), entry[EVENT_AT:])
 
 
-Batch = tuple[dict[str, str], dict[str, str], dict[tuple[str, str], str]]
-"""Part of an index: entries by identifier, records by customer key, notes by both."""
+class Batch(NamedTuple):
+    """Part of an index: entries by identifier, records by customer key, notes by both, seats by device."""
+
+    links: dict[str, str]
+    records: dict[str, str]
+    notes: dict[tuple[str, str], str]
+    seats: dict[str, Seats]
+
+
+_encode_seats = msgspec.json.Encoder().encode
+_decode_seats = msgspec.json.Decoder(Seats).decode
 
 
 class IdentityIndex:
@@ -105,10 +116,11 @@ class IdentityIndex:
         self._history = None
         with reachable():
             self._history = current = history(self._redis.info("replication"))
-        for links, records, notes in batches:
+        for links, records, notes, seats in batches:
             self._put({self._owner(ref): entry for ref, entry in links.items()}, KEY_WIDTH)
             self._put({self._record(key): record for key, record in records.items()}, None)
             self.share(notes)
+            self.sit(seats)
         _, same = self._ask(lambda pipe: pipe.set(self._layout.index_history(), current))
         self._require(same)
 
@@ -164,20 +176,44 @@ class IdentityIndex:
 
         In the order given; each for itself.
         """
+        return self._replace(changes, self._record)
+
+    def _replace(
+        self, changes: dict[str, tuple[str | None, str]], place: Callable[[str], str]
+    ) -> dict[str, str | None]:
         if not changes:
             return {}
 
         def ask(pipe: Any) -> None:
             for key, (seen, new) in changes.items():
                 if seen is None:
-                    pipe.set(self._record(key), new, nx=True, get=True)
+                    pipe.set(place(key), new, nx=True, get=True)
                 else:
-                    pipe.eval(_REPLACE, 1, self._record(key), seen, new)
+                    pipe.eval(_REPLACE, 1, place(key), seen, new)
 
         found, same = self._ask(ask)
         self._require(same)
         held = {key: None if raw is None else raw.decode() for key, raw in zip(changes, found, strict=True)}
         return {key: stands for key, stands in held.items() if stands != changes[key][0]}
+
+    def seats(self, refs: Iterable[str]) -> dict[str, Seats]:
+        """Who took the seat at which of these devices; nothing of those that one customer uses. Never cached."""
+        wanted = list(refs)
+        found = zip(wanted, self._get([self._seats(ref) for ref in wanted]), strict=True)
+        return {ref: _decode_seats(raw) for ref, raw in found if raw is not None}
+
+    def sit(self, news: dict[str, Seats]) -> dict[str, Seats]:
+        """Add who took the seat, by device. Returns what stands then."""
+        standing: dict[str, Seats] = {}
+        asked = list(news)
+        while asked:
+            raws = dict(zip(asked, self._get([self._seats(ref) for ref in asked]), strict=True))
+            for ref, raw in raws.items():
+                standing[ref] = together({} if raw is None else _decode_seats(raw), news[ref])
+            wanted = {ref: _encode_seats(standing[ref]).decode() for ref in asked}
+            changes = {ref: (raws[ref], new) for ref, new in wanted.items() if new != raws[ref]}
+            asked = list(self._replace(changes, self._seats))  # where another was first: once more
+        return standing
 
     def share(self, notes: dict[tuple[str, str], str]) -> dict[tuple[str, str], str]:
         """Note that customers used identifiers of others: by (`type:value`, customer key). Returns what stands."""
@@ -248,6 +284,9 @@ class IdentityIndex:
 
     def _record(self, customer_key: str) -> str:
         return self._layout.known(bucket(customer_key, self._layout.partitions), customer_key)
+
+    def _seats(self, ref: str) -> str:
+        return self._layout.seats(bucket(ref, self._layout.partitions), ref)
 
     def _sharers(self, ref: str) -> str:
         return self._layout.sharers(bucket(ref, self._layout.partitions), ref)

@@ -78,6 +78,10 @@ class Layout(Struct, frozen=True, omit_defaults=True):
         """A hash: the customers who used an identifier that belongs to another, and why they are not one."""
         return f"segue:{self.epoch}:{{id{bucket}}}:.sharers:{ref}"
 
+    def seats(self, bucket: int, ref: str) -> str:
+        """Who took the seat at a device that several people use (`core.seats`), as JSON."""
+        return f"segue:{self.epoch}:{{id{bucket}}}:.seats:{ref}"
+
     def index_history(self) -> str:
         """The history of the data set (Redis' replication id) for which the identity index is complete."""
         return f"segue:{self.epoch}:index-history"

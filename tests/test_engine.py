@@ -22,7 +22,7 @@ from segue.core.event import Identifier
 from segue.core.interaction import Entry, Interaction
 from segue.core.lineage import Merge, Transfer
 from segue.engine import Engine
-from segue.errors import Fenced, MemberLost, StoreUnavailable
+from segue.errors import Fenced, LogUnavailable, MemberLost, StoreUnavailable
 from segue.log.port import TP, Member, Output
 from segue.log.sqlite import SqliteLog
 from segue.metrics import FORGOTTEN_MS, Snapshot, decode
@@ -404,4 +404,28 @@ def test_a_lost_seat_is_left_before_anything_else_is_asked_of_it(log: SqliteLog,
     log.append(interactions(400))
     run(log, Faulty(redis_client), turns=3000)
     assert asked[:2] == ["commit", "close"]
+    assert_exactly_once(log, redis_client, 400)
+
+
+def test_a_seat_that_never_finds_the_log_again_is_given_up(log: SqliteLog, redis_client: redis.Redis) -> None:
+    """A client may lose its way for good while the log is there for everybody else."""
+    join, seats = log.join, list[Member]()
+
+    def joined(*given: Any) -> Any:
+        member = join(*given)
+        seats.append(member)
+        if len(seats) == 1:
+
+            def lost(tps: Any) -> Any:
+                raise LogUnavailable("timed out")
+
+            member.committed = lost
+        return member
+
+    log.join = joined  # type: ignore[method-assign]
+    log.append(interactions(400))
+    store = Faulty(redis_client)
+    engine = Engine(ContextProcessor(store, Policy()), log, store, "one", lambda: engine.meter.counts["applied"] == 400)
+    engine.run()
+    assert len(seats) == 2
     assert_exactly_once(log, redis_client, 400)

@@ -56,6 +56,19 @@ def test_a_seat_whose_broker_gives_no_sign_is_lost_and_the_next_one_works(
     after.close()
 
 
+def test_a_seat_that_is_not_told_its_offsets_is_lost(kafka_broker: KafkaBroker, unique: str) -> None:
+    """Seen after a broker's restart: the client reaches the broker and never finds the group's coordinator again."""
+    log = KafkaLog(kafka_broker.bootstrap)
+    log.create_topics([Topic(unique, 1, {})])
+    member = log.join(f"g{unique}", [unique], "one")
+    eventually(polled(member, lambda: bool(member._owned)), 30, "its partition")
+    kafka_broker.pause()
+    with pytest.raises(MemberLost):
+        member.committed([(unique, 0)])
+    kafka_broker.resume()
+    member.close()
+
+
 def test_a_transaction_that_was_given_up_half_way_costs_the_seat() -> None:
     """Its producer would take nothing but the same call again."""
     member = KafkaMember.__new__(KafkaMember)

@@ -50,6 +50,8 @@ TIMERS_S = 0.2
 """How often the processor is asked for what time has made due: a fifth of the second it may take."""
 _POLL_S = 0.1
 _BACKOFF_S = (0.2, 5.0)
+_SEAT_LASTS = 5
+"""So many outages of the log in a row, and it is taken for the seat's own: a client may be stuck for good."""
 
 log = structlog.get_logger()
 
@@ -507,7 +509,8 @@ class Engine:
         self.meter.counts["outages"] += 1
         self._store.begin_anew()
         if self._member is not None:
-            if not isinstance(error, MemberLost):
+            stuck = isinstance(error, LogUnavailable) and self._failures > _SEAT_LASTS
+            if not isinstance(error, MemberLost) and not stuck:
                 self._to_restore(self._member, list(self._shards))
             else:
                 for tp in list(self._shards):

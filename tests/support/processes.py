@@ -65,7 +65,7 @@ class Processes:
         """SIGTERM; returns the exit code."""
         child = self._running.pop(name)
         child.send_signal(signal.SIGTERM)
-        return child.wait(20)
+        return child.wait(120)  # generous: a machine may be busy
 
     def pid(self, name: str) -> int:
         return self._running[name].pid

@@ -252,9 +252,13 @@ class KafkaMember:
         if not tps:
             return {}
         try:
-            found = self._consumer.committed([TopicPartition(*tp) for tp in tps], timeout=30)
+            found = self._consumer.committed([TopicPartition(*tp) for tp in tps], timeout=_TRANSACTION_S)
         except KafkaException as error:
-            raise LogUnavailable(f"committed offsets: {error.args[0].str()}") from error
+            cause = error.args[0]
+            if cause.code() == KafkaError._TIMED_OUT:
+                # A client that lost the group's coordinator may never find it again, though it reaches the broker.
+                raise MemberLost(f"committed offsets: {cause.str()}") from error
+            raise LogUnavailable(f"committed offsets: {cause.str()}") from error
         for part in found:
             if part.error is not None:
                 raise LogUnavailable(f"committed offsets of {part.topic}: {part.error.str()}")

@@ -60,7 +60,7 @@ def sender(settings: Settings, processes: Processes, redis_client: redis.Redis) 
     """Events under way, and every customer known. However the test ends, it sends nothing to the next one."""
     sender = Sender(settings)
     sender.start()
-    eventually(lambda: len(contexts(redis_client)) == CUSTOMERS and counted(redis_client) > 300, 60, "the first events")
+    eventually(lambda: counted(redis_client) > 300 and len(contexts(redis_client)) == CUSTOMERS, 60, "the first events")
     yield sender
     sender.stop()
 

@@ -54,5 +54,6 @@ def test_the_alerts_ask_what_the_guarantee_needs() -> None:
     assert len(asked) == len(RULES)
     assert asked >= {
         "SegueContextsStale", "SegueSlow", "SegueRejections", "SegueRedisWentBack", "SegueOwnersChange",
+        "SegueStoreSlow",
         "SegueRedisMemory", "SegueRedisEvicts", "SegueRedisDisk", "SeguePartitionStalled", "SeguePartitionStopped",
     }  # fmt: skip

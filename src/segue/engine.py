@@ -175,6 +175,7 @@ class Engine:
         self._quarantine = Quarantine(processor.name, limit or Limit())
         self._committed_at = 0.0
         self._report_at = 0.0
+        self._store_ms = 0
         self._timers_at = 0.0
         self._turned_at = 0.0
         self._failures = 0
@@ -544,8 +545,11 @@ class Engine:
             stopped=len(self._quarantine.stops),
             restoring=len(self._waiting) + sum(s.emit_from > s.next_offset for s in self._shards.values()),
             stalled_ms=self._stalled_ms(),
+            store_ms=self._store_ms,
         )
+        asked = time.monotonic()
         self._store.report(self._caught_up, msgspec.json.encode(snapshot), self._instance)
+        self._store_ms = int((time.monotonic() - asked) * 1000)
         self.superseded = self.superseded or not self._stands()
 
     def _stalled_ms(self) -> int:

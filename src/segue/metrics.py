@@ -40,6 +40,8 @@ class Snapshot(Struct):
     """Partitions being taken over, or replayed up to where they were committed."""
     stalled_ms: int = 0
     """The longest that a partition has neither moved on nor been at its end; stopped ones are not counted."""
+    store_ms: int = 0
+    """How long it took to leave the snapshot before this one: a few round trips to Redis and nothing else."""
 
 
 class Meter(Struct):
@@ -113,10 +115,14 @@ class Collector:
         stalled = GaugeMetricFamily(
             "segue_stalled_seconds", "Longest that a partition has neither moved on nor been at its end.", labels=who
         )
+        store = GaugeMetricFamily(
+            "segue_store_answer_seconds", "How long a process's last report to the store took.", labels=who
+        )
         for s in self._snapshots:
             labels = [s.processor, s.instance]
             restoring.add_metric(labels, s.restoring)
             stalled.add_metric(labels, s.stalled_ms / 1000)
+            store.add_metric(labels, s.store_ms / 1000)
             for outcome, count in s.counts.items():
                 records.add_metric([*labels, outcome], count)
             owned.add_metric(labels, s.owned)
@@ -124,7 +130,7 @@ class Collector:
             stopped.add_metric(labels, s.stopped)
             if sum(s.latency):
                 latency.add_metric(labels, *_histogram(s))
-        return [records, latency, owned, behind, stopped, restoring, stalled]
+        return [records, latency, owned, behind, stopped, restoring, stalled, store]
 
 
 _STORE = (

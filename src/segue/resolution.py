@@ -72,6 +72,7 @@ class Resolution:
         self._event, self._at = "", 0
         self._records: dict[str, str | None] = {}
         """Customers' records as they stand in the index, as far as they were needed."""
+        self._shared: dict[str, list[str]] = {}
         self._seats: dict[str, Seats] = {}
         self._restart()
 
@@ -81,6 +82,7 @@ class Resolution:
         self._born: dict[str, int] = {}
         self._new: set[str] = set()
         self._wanted: set[str] = set()
+        self._unshared: set[str] = set()
         self._anchors: dict[str, str] = {}
         self._links: dict[str, str] = {}
         self._sat: dict[str, Seats] = {}
@@ -95,8 +97,9 @@ class Resolution:
         self._entries = self._index.owners(chain((r for a in self._arrivals for r in a.refs), ordered))
         while True:
             self._decide()
-            if self._wanted:
+            if self._wanted or self._unshared:
                 self._records |= self._index.records(sorted(self._wanted))
+                self._shared |= self._index.sharers(sorted(self._unshared))
                 continue
             # A new customer's own identifier first: the others follow whoever wins it.
             if self._lost(self._anchors) or self._lost_records() or self._lost(self._links):
@@ -165,7 +168,10 @@ class Resolution:
                 self._born[owner.customer_key] = owner.born_ms
 
     def _sharers(self, ref: str) -> set[str]:
-        return {self._root(key).key for key in self._index.sharers(ref)}
+        """Who used an identifier beside its owner; what was not read yet is read before the next pass."""
+        if ref not in self._shared:
+            self._unshared.add(ref)
+        return {self._root(key).key for key in self._shared.get(ref, ())}
 
     # --- devices
 

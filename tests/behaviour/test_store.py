@@ -440,7 +440,7 @@ def test_who_used_anothers_identifier_is_noted_once_and_so_many_at_most(redis_cl
         ("phone:1", "b"): "e2",
     }
     many = one.share({("phone:1", f"c{number}"): "e3" for number in range(MAX_SHARERS)})
-    assert len(other.sharers("phone:1")) == MAX_SHARERS
+    assert len(other.sharers(["phone:1"])["phone:1"]) == MAX_SHARERS
     assert list(many.values()).count("") == 2
 
 

@@ -61,8 +61,9 @@ class _Runner:
 class EmbeddedStack:
     """Starts at once; `settings` fit any other part that shall use it (the API, a client, a reader)."""
 
-    def __init__(self, directory: Path, **overrides: Any) -> None:
-        self.valkey = EmbeddedValkey(directory / "valkey").start()
+    def __init__(self, directory: Path, valkey_port: int | None = None, **overrides: Any) -> None:
+        """With `valkey_port` Valkey listens on TCP, so that `redis` can name a proxy before it."""
+        self.valkey = EmbeddedValkey(directory / "valkey", port=valkey_port).start()
         (directory / "valkey.url").write_text(self.valkey.url)  # as `segue up` does
         defaults: dict[str, Any] = {
             "data_dir": directory,

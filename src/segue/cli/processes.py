@@ -13,6 +13,8 @@ from segue.errors import SettingsError
 
 HEALTHY_MS = 30_000
 """A processor that has not reported for so long is stuck or gone."""
+SLOW_STORE_MS = 500
+"""A report to the store takes a millisecond or two."""
 STALLED_MS = 300_000
 """A partition that has neither moved on nor been at its end for so long is stuck."""
 
@@ -132,4 +134,5 @@ def health_command(
     if last.stalled_ms > STALLED_MS:
         typer.echo(f"{processor}: a partition has not moved on for {last.stalled_ms // 1000} s", err=True)
         raise typer.Exit(1)
-    typer.echo(f"{processor}: reported {now - last.at_ms} ms ago")
+    slow = f"; waits for the store, which took {last.store_ms} ms" if last.store_ms > SLOW_STORE_MS else ""
+    typer.echo(f"{processor}: reported {now - last.at_ms} ms ago{slow}")

@@ -154,11 +154,19 @@ class IdentityIndex:
         wanted = list(keys)
         return dict(zip(wanted, self._get([self._record(key) for key in wanted]), strict=True))
 
-    def sharers(self, ref: str) -> list[str]:
-        """The customers noted beside the owner of an identifier."""
-        ((found,), same) = self._ask(lambda pipe: pipe.hkeys(self._sharers(ref)))
+    def sharers(self, refs: Iterable[str]) -> dict[str, list[str]]:
+        """The customers noted beside the owners of identifiers."""
+        wanted = list(refs)
+        if not wanted:
+            return {}
+
+        def ask(pipe: Any) -> None:
+            for ref in wanted:
+                pipe.hkeys(self._sharers(ref))
+
+        found, same = self._ask(ask)
         self._require(same)
-        return sorted(key.decode() for key in found)
+        return {ref: sorted(key.decode() for key in keys) for ref, keys in zip(wanted, found, strict=True)}
 
     def claim(self, claims: dict[str, str]) -> dict[str, str]:
         """Claim identifiers (`type:value` to entry), first come first served. Returns the entries that stand."""

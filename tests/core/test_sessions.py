@@ -394,54 +394,65 @@ def test_what_a_system_did_before_its_sources_session_opened_counts_in_that_and_
     assert customer.spans == [(0, 0, 1), (2 * MINUTE, 2 * MINUTE, 2)]
 
 
-Named = tuple[int, str | None]
+Named = tuple[int, str, str | None]
+"""Time, source, and its session id."""
+
+S1, S2, S3, A1, A2 = ("/web", "s1"), ("/web", "s2"), ("/web", "s3"), ("/app", "a1"), ("/app", "a2")
+UNNAMED = ("/desk", None)
 
 
 @st.composite
-def named_within_grace(draw: st.DrawFn, names: tuple[str | None, ...]) -> tuple[list[Named], list[Named]]:
+def named_within_grace(draw: st.DrawFn, *names: tuple[str, str | None]) -> tuple[list[Named], list[Named]]:
     """Events with or without a source's session id, in order and in an order of arrival in which none is late."""
     times, arrival = draw(shuffled_within_grace())
-    given = [draw(st.sampled_from(names)) for _ in times]
-    rest = list(enumerate(times))
-    arrived = []
+    in_order = [(at, *draw(st.sampled_from(names))) for at in times]
+    rest, arrived = in_order.copy(), []
     for at in arrival:
-        found = next(each for each in rest if each[1] == at)
-        rest.remove(found)
-        arrived.append((at, given[found[0]]))
-    return list(zip(times, given, strict=True)), arrived
+        arrived.append(next(event for event in rest if event[0] == at))
+        rest.remove(arrived[-1])
+    return in_order, arrived
 
 
 def customer_of(events: list[Named]) -> Customer:
     customer = Customer(keep_sessions=100)
-    for at, name in events:
-        outcome = customer.does(at, source="/web" if name else "/desk", source_session_id=name)
+    for at, source, name in events:
+        outcome = customer.does(at, source=source, source_session_id=name)
         assert isinstance(outcome, Applied)
         assert not outcome.late
     return customer
 
 
-def found(customer: Customer) -> list[tuple[dict[str, str], tuple[int, int, int]]]:
-    names = [session.source_sessions for session in customer.now.sessions]
-    return sorted(zip(names, customer.spans, strict=True), key=str)
+def found(customer: Customer) -> list[tuple[list[tuple[str, str]], tuple[int, int, int]]]:
+    """Names and spans of the sessions, in one order also where they begin at the same time."""
+    names = [sorted(session.source_sessions.items()) for session in customer.now.sessions]
+    return sorted(zip(names, customer.spans, strict=True))
 
 
 @settings(deadline=None, max_examples=300)
-@given(st.one_of(named_within_grace(("s1", "s2", "s3")), named_within_grace(("s1", None))))
-def test_any_order_of_arrival_within_the_grace_gives_the_sessions_that_a_source_names(
+@given(st.one_of(named_within_grace(S1, S2, S3), named_within_grace(S1, UNNAMED), named_within_grace(S1, A1, UNNAMED)))
+def test_any_order_of_arrival_within_the_grace_gives_the_sessions_that_sources_name(
     case: tuple[list[Named], list[Named]],
 ) -> None:
     assert found(customer_of(case[1])) == found(customer_of(case[0]))
 
 
 @settings(deadline=None, max_examples=300)
-@given(named_within_grace(("s1", "s2", "s3", None)))
-def test_in_any_order_ids_of_one_source_stay_apart_and_as_many_sessions_are_found(
+@given(named_within_grace(S1, S2, A1, A2, UNNAMED))
+def test_in_any_order_each_id_is_in_one_session_and_no_session_has_two_of_one_source(
     case: tuple[list[Named], list[Named]],
 ) -> None:
-    """What has no id and is within reach of two sessions that stay apart may be in either; all else is the same."""
+    given_ids = {(source, name) for _, source, name in case[0] if name is not None}
+    for events in case:
+        sessions = customer_of(events).now.sessions
+        assert sorted(each for session in sessions for each in session.source_sessions.items()) == sorted(given_ids)
+        assert sum(session.events for session in sessions) == len(events)
+
+
+@settings(deadline=None, max_examples=300)
+@given(named_within_grace(S1, S2, S3, UNNAMED))
+def test_any_order_gives_as_many_sessions_where_one_source_keeps_them_apart(
+    case: tuple[list[Named], list[Named]],
+) -> None:
+    """Which of two sessions that stay apart has what belongs to neither by name, who came first decides."""
     in_order, as_arrived = customer_of(case[0]), customer_of(case[1])
-    for customer in (in_order, as_arrived):
-        names = [name for session in customer.now.sessions for name in session.source_sessions.values()]
-        assert sorted(names) == sorted({name for _, name in case[0] if name})
-        assert sum(session.events for session in customer.now.sessions) == len(case[0])
     assert len(as_arrived.now.sessions) == len(in_order.now.sessions)

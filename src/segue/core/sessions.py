@@ -19,8 +19,8 @@ extends one backwards, or bridges two into one, of which the earlier id survives
   it gives one id are one session, which covers the time between them whatever the gap; two ids of one source are two
   sessions, whose times may overlap. Everything else joins as ever, so sessions of several sources, or of none, are one
   where they touch. Such a session can go on until the maximum length; what its source adds beyond is in no session,
-  and the session is quarantined: an id that nobody renewed. What has no id and is within reach of two sessions that
-  their source keeps apart belongs to the one that began last; there, and only there, who came first may decide.
+  and the session is quarantined: an id that nobody renewed. What is within reach of two sessions that a source
+  keeps apart, and by name in neither, belongs to the one that began last; there too, who came first decides.
 * An event later than the grace, or not after the reach of a session that is closed, moves no boundary. It names
   the session that covers its time, if any. A closed session never changes again; one that ended while a source's
   session around it went on becomes part of that.

@@ -10,6 +10,7 @@ session is no longer than three days. Where its words are not ours:
 * a page view is a `page_view_id`: counted once, of the page views that are in a session (in a session's own count, of
   its page pings too);
 * a session beyond three days is quarantined, which is a fact here: what is beyond is on the timeline and in no session.
+  One that had ended long before an event with its id is not quarantined, here and there; such an event is late.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ def _found(contexts: list[dict[str, Any]]) -> Web:
         viewed = _page_views(context, "page.viewed")
         seen = _page_views(context, "page.viewed", "page.pinged")
         for session in context.get("sessions", []):
-            name = session["source_sessions"][SOURCE]
+            name = session["source_sessions"][SOURCE]["id"]
             if name in sessions:
                 raise RuntimeError("snowplow_web: one session of the source is two of ours")
             sessions[name] = session["events"], len(seen.get(session["session_id"], ()))

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from bench import session_windows
 from segue.core.apply import Applied
-from segue.core.context import Policy
-from tests.core.builders import AGENT, HOUR, MINUTE, SYSTEM, Customer, kinds, only
+from segue.core.context import Policy, Session, SourceSession
+from tests.core.builders import AGENT, HOUR, MINUTE, SYSTEM, T0, Customer, kinds, only
 
 GAP, GRACE, LONGEST = Policy().session_gap_ms, Policy().grace_ms, Policy().session_max_ms
 
@@ -318,12 +318,16 @@ def test_sessions_stand_in_order_never_overlap_and_never_outgrow_the_maximum(tim
 # --- sessions that their source names
 
 
+def names_of(session: Session) -> list[tuple[str, str]]:
+    return sorted((source, named.id) for source, named in session.source_sessions.items())
+
+
 def test_what_one_source_calls_one_session_is_one_however_long_the_gap() -> None:
     customer = Customer()
     customer.does(0, source="/web", source_session_id="s1")
     customer.does(5 * HOUR, source="/web", source_session_id="s1")
     assert customer.spans == [(0, 5 * HOUR, 2)]
-    assert customer.now.sessions[0].source_sessions == {"/web": "s1"}
+    assert customer.now.sessions[0].source_sessions == {"/web": SourceSession("s1", T0)}
 
 
 def test_a_new_id_of_the_same_source_opens_a_session_within_the_gap_and_the_old_one_may_go_on_beside_it() -> None:
@@ -339,7 +343,7 @@ def test_the_same_id_of_two_sources_says_nothing_and_sessions_of_two_sources_are
     customer.does(GAP, "app", source="/app", source_session_id="9")
     customer.does(3 * GAP, "app", source="/other", source_session_id="7")
     assert customer.spans == [(0, GAP, 2), (3 * GAP, 3 * GAP, 1)]
-    assert customer.now.sessions[0].source_sessions == {"/web": "7", "/app": "9"}
+    assert names_of(customer.now.sessions[0]) == [("/app", "9"), ("/web", "7")]
 
 
 @pytest.mark.parametrize("first", ["voice", "web"])
@@ -370,6 +374,15 @@ def test_what_a_source_adds_to_a_session_beyond_the_maximum_is_in_none_and_quara
         assert (b"session_id" in bytes(outcome.raw).replace(b"source_session_id", b"")) == (at <= LONGEST)
     assert customer.spans == [(0, LONGEST, 2)]
     assert customer.now.sessions[0].quarantined
+
+
+def test_a_session_of_which_the_sources_is_only_the_end_is_followed_by_another_and_quarantined_by_nothing() -> None:
+    customer = Customer(channel_gaps_ms={"email": 24 * HOUR})
+    customer.does(0, "email")
+    customer.does(LONGEST - MINUTE, source="/web", source_session_id="s1")
+    for at in (LONGEST + MINUTE, LONGEST + HOUR):
+        assert "session.quarantined" not in kinds(customer.does(at, source="/web", source_session_id="s1"))
+    assert customer.spans == [(0, LONGEST - MINUTE, 2), (LONGEST + MINUTE, LONGEST + HOUR, 2)]
 
 
 def test_a_sources_session_closes_when_it_can_go_on_no_longer_and_what_comes_then_is_late() -> None:
@@ -424,7 +437,7 @@ def customer_of(events: list[Named]) -> Customer:
 
 def found(customer: Customer) -> list[tuple[list[tuple[str, str]], tuple[int, int, int]]]:
     """Names and spans of the sessions, in one order also where they begin at the same time."""
-    names = [sorted(session.source_sessions.items()) for session in customer.now.sessions]
+    names = [names_of(session) for session in customer.now.sessions]
     return sorted(zip(names, customer.spans, strict=True))
 
 
@@ -444,7 +457,7 @@ def test_in_any_order_each_id_is_in_one_session_and_no_session_has_two_of_one_so
     given_ids = {(source, name) for _, source, name in case[0] if name is not None}
     for events in case:
         sessions = customer_of(events).now.sessions
-        assert sorted(each for session in sessions for each in session.source_sessions.items()) == sorted(given_ids)
+        assert sorted(each for session in sessions for each in names_of(session)) == sorted(given_ids)
         assert sum(session.events for session in sessions) == len(events)
 
 

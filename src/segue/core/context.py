@@ -18,6 +18,13 @@ from segue.core.lines import Lines
 SCHEMA = 1
 
 
+class SourceSession(Struct, frozen=True, gc=False):
+    """The sender's own session, and since when it has been going on."""
+
+    id: str
+    since_ms: int
+
+
 class Session(Struct, omit_defaults=True, gc=False):
     """One visit over all channels: interactions with no gap longer than the inactivity gap between them."""
 
@@ -32,7 +39,7 @@ class Session(Struct, omit_defaults=True, gc=False):
     channels: list[str] = field(default_factory=list)
     merged: list[str] = field(default_factory=list)
     """Ids of sessions that a late-arriving event joined to this one."""
-    source_sessions: dict[str, str] = field(default_factory=dict)
+    source_sessions: dict[str, SourceSession] = field(default_factory=dict)
     """What its senders call it, by the events' `source`."""
     quarantined: bool = False
     """A sender went on with it beyond the maximum length; that part is in no session."""

@@ -18,9 +18,10 @@ extends one backwards, or bridges two into one, of which the earlier id survives
 * A sender that has sessions of its own (`source_session_id`) says where the union ends and what it misses. Events that
   it gives one id are one session, which covers the time between them whatever the gap; two ids of one source are two
   sessions, whose times may overlap. Everything else joins as ever, so sessions of several sources, or of none, are one
-  where they touch. Such a session can go on until the maximum length; what its source adds beyond is in no session,
-  and the session is quarantined: an id that nobody renewed. What is within reach of two sessions that a source
-  keeps apart, and by name in neither, belongs to the one that began last; there too, who came first decides.
+  where they touch. Such a session can go on until the maximum length; what its source adds beyond is in none, and the
+  session is quarantined: an id that nobody renewed. (Where only our session around it is full, the next event opens a
+  new one.) What is within reach of two sessions that a source keeps apart, and by name in neither, belongs to the one
+  that began last; there too, who came first decides.
 * An event later than the grace, or not after the reach of a session that is closed, moves no boundary. It names
   the session that covers its time, if any. A closed session never changes again; one that ended while a source's
   session around it went on becomes part of that.
@@ -29,7 +30,7 @@ extends one backwards, or bridges two into one, of which the earlier id survives
 from __future__ import annotations
 
 from segue.core import ids, timeline
-from segue.core.context import Context, Loose, Policy, Session
+from segue.core.context import Context, Loose, Policy, Session, SourceSession
 from segue.core.interaction import Entry, Fact
 
 OPENERS = ("customer", "bot")
@@ -49,7 +50,7 @@ def is_late(context: Context, entry: Entry, policy: Policy) -> bool:
         return True
     if entry.source_session_id is not None:
         own = _own(context.sessions, entry)
-        if own is not None:
+        if own is not None and (not own.closed or _outgrown(own, entry, policy)):
             return own.closed
     for session in reversed(context.sessions):
         if session.closed:
@@ -76,14 +77,15 @@ def place(context: Context, entry: Entry, late: bool, policy: Policy) -> tuple[S
         _extend(context, last, entry.channel, at, policy)
     else:
         own = _own(sessions, entry)
-        outgrown = own is not None and _outgrown(own, at, policy)
-        session = None if outgrown else own or _home(sessions, entry)
-        if own is not None and outgrown:
-            facts = _quarantined(own)
-        elif session is None and acting in OPENERS:
-            session, facts = _opened(context, entry, policy)
-        elif session is None:
-            _remember(context, entry, moves, policy)
+        if own is not None and _outgrown(own, entry, policy):
+            session, facts = None, _quarantined(own)
+        else:
+            going_on = own is not None and not own.closed and _takes(own, at, policy)
+            session = own if going_on else _home(sessions, entry)
+            if session is None and acting in OPENERS:
+                session, facts = _opened(context, entry, policy)
+            elif session is None:
+                _remember(context, entry, moves, policy)
         if session is not None:
             session, joined = _joined(context, session, entry, moves, policy)
             facts += joined
@@ -109,7 +111,11 @@ def united(mine: Context, theirs: Context, policy: Policy) -> list[Fact]:
         mine.holds[what] = max(since, mine.holds.get(what, since))
     mine.loose = sorted([*mine.loose, *theirs.loose], key=lambda work: work.at_ms)[-MOST_LOOSE:]
     mine.sessions = sorted([*mine.sessions, *theirs.sessions], key=lambda s: (s.started_at_ms, s.session_id))
-    facts = _all_settled(mine, policy)
+    facts: list[Fact] = []
+    at = 0
+    while at < len(mine.sessions):
+        facts += _settled(mine, mine.sessions[at], policy)
+        at += 1
     for session in mine.sessions:
         session.closed = still_open.isdisjoint([session.session_id, *session.merged])
     del mine.sessions[: -policy.keep_sessions]
@@ -137,7 +143,7 @@ def _joined(
     at = entry.event_time_ms
     _counted(session, entry.channel)
     if entry.source_session_id is not None and entry.acting in OPENERS:
-        session.source_sessions[entry.source or ""] = entry.source_session_id
+        _named(session, entry.source or "", SourceSession(entry.source_session_id, at))
     if moves:
         _extend(context, session, entry.channel, at, policy)
         if at < session.started_at_ms:
@@ -192,15 +198,6 @@ def _opened(context: Context, entry: Entry, policy: Policy) -> tuple[Session, li
     return session, facts
 
 
-def _all_settled(context: Context, policy: Policy) -> list[Fact]:
-    facts: list[Fact] = []
-    at = 0
-    while at < len(context.sessions):
-        facts += _settled(context, context.sessions[at], policy)
-        at += 1
-    return facts
-
-
 def _settled(context: Context, session: Session, policy: Policy) -> list[Fact]:
     """Take into a session what it reaches now: loose work, and the sessions that begin after it."""
     facts: list[Fact] = []
@@ -226,7 +223,7 @@ def _fits(session: Session, after: Session, policy: Policy) -> bool:
     if session.source_sessions and after.source_sessions:
         mine, theirs = session.source_sessions, after.source_sessions
         both = mine.keys() & theirs.keys()
-        if any(mine[source] != theirs[source] for source in both):
+        if any(mine[source].id != theirs[source].id for source in both):
             return False
         reached = reached or bool(both)
     last = max(session.last_event_at_ms, after.last_event_at_ms)
@@ -239,7 +236,8 @@ def _bridged(context: Context, session: Session, after: Session, policy: Policy)
     session.events += after.events
     session.merged += [after.session_id, *after.merged]
     session.channels += [channel for channel in after.channels if channel not in session.channels]
-    session.source_sessions |= after.source_sessions
+    for source, named in after.source_sessions.items():
+        _named(session, source, named)
     session.quarantined |= after.quarantined
     _reach(context, session, after.reach_ms or after.until_ms, policy)
     return Fact("session.merged", before=after.session_id, after=session.session_id)
@@ -249,21 +247,37 @@ def _bridged(context: Context, session: Session, after: Session, policy: Policy)
 
 
 def _own(sessions: list[Session], entry: Entry) -> Session | None:
-    """The session that the event's source calls by the same name."""
-    name = entry.source_session_id
-    if name is None:
+    """The session that the event's source calls by the same name, the last of them."""
+    if entry.source_session_id is None:
         return None
-    return next((each for each in sessions if each.source_sessions.get(entry.source or "") == name), None)
+    for session in reversed(sessions):
+        named = session.source_sessions.get(entry.source or "")
+        if named is not None and named.id == entry.source_session_id:
+            return session
+    return None
+
+
+def _named(session: Session, source: str, named: SourceSession) -> None:
+    before = session.source_sessions.get(source)
+    if before is None or named.since_ms < before.since_ms:
+        session.source_sessions[source] = named
 
 
 def _foreign(session: Session, named: Entry | Loose) -> bool:
     """Whether the source of an event says that this is another session of its own."""
-    name = named.source_session_id
-    return name is not None and session.source_sessions.get(named.source or "", name) != name
+    if named.source_session_id is None:
+        return False
+    theirs = session.source_sessions.get(named.source or "")
+    return theirs is not None and theirs.id != named.source_session_id
 
 
-def _outgrown(session: Session, at: int, policy: Policy) -> bool:
-    return max(session.last_event_at_ms, at) - min(session.started_at_ms, at) > policy.session_max_ms
+def _outgrown(own: Session, entry: Entry, policy: Policy) -> bool:
+    """Whether the source's session, and not only ours around it, is longer than the maximum."""
+    return entry.event_time_ms - own.source_sessions[entry.source or ""].since_ms > policy.session_max_ms
+
+
+def _takes(session: Session, at: int, policy: Policy) -> bool:
+    return max(session.last_event_at_ms, at) - min(session.started_at_ms, at) <= policy.session_max_ms
 
 
 def _quarantined(session: Session) -> list[Fact]:
@@ -278,7 +292,10 @@ def _begun_earlier(context: Context, session: Session, at: int, policy: Policy) 
     """An event of a source's session that came out of order: what reaches back to it now may be one with it."""
     session.started_at_ms = at
     context.sessions.sort(key=lambda each: each.started_at_ms)
-    facts = _all_settled(context, policy)
+    facts: list[Fact] = []
+    for each in [each for each in context.sessions if not each.closed]:
+        if any(each is still for still in context.sessions):
+            facts += _settled(context, each, policy)
     return next(each for each in context.sessions if each is session or session.session_id in each.merged), facts
 
 
@@ -286,8 +303,8 @@ def _begun_earlier(context: Context, session: Session, at: int, policy: Policy) 
 
 
 def _belongs(session: Session, work: Loose, reached: int) -> bool:
-    if work.source_session_id is not None and work.source is not None and work.source in session.source_sessions:
-        return session.source_sessions[work.source] == work.source_session_id
+    if work.source_session_id is not None and (work.source or "") in session.source_sessions:
+        return not _foreign(session, work)
     return session.started_at_ms <= work.at_ms <= reached
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from bench import session_windows
 from segue.core.apply import Applied
 from segue.core.context import Policy, Session, SourceSession
+from segue.core.sessions import united
 from tests.core.builders import AGENT, HOUR, MINUTE, SYSTEM, T0, Customer, kinds, only
 
 GAP, GRACE, LONGEST = Policy().session_gap_ms, Policy().grace_ms, Policy().session_max_ms
@@ -354,6 +355,24 @@ def test_another_channel_without_an_id_belongs_to_the_session_within_its_reach(f
     customer.does(GAP, "voice" if first == "web" else "web", **({} if first == "web" else named))
     customer.does(2 * GAP, "chat")
     assert customer.spans == [(0, 2 * GAP, 3)]
+
+
+def test_an_earlier_event_of_a_sources_session_that_comes_out_of_order_joins_it_to_what_reaches_it() -> None:
+    customer = Customer()
+    customer.does(0, "voice")
+    customer.does(GAP + MINUTE, source="/web", source_session_id="s1")
+    assert len(customer.spans) == 2
+    customer.does(GAP - MINUTE, source="/web", source_session_id="s1")
+    assert customer.spans == [(0, GAP + MINUTE, 3)]
+
+
+def test_two_customers_who_are_one_have_one_session_where_a_source_gave_both_one_id() -> None:
+    mine, theirs = Customer("customer-1"), Customer("customer-2")
+    mine.does(0, source="/web", source_session_id="s1")
+    theirs.does(2 * HOUR, source="/web", source_session_id="s1")
+    theirs.does(2 * HOUR + MINUTE, source="/web", source_session_id="s2")
+    assert [fact.fact for fact in united(mine.now, theirs.now, mine.policy)] == ["session.merged"]
+    assert mine.spans == [(0, 2 * HOUR, 2), (2 * HOUR + MINUTE, 2 * HOUR + MINUTE, 1)]
 
 
 def test_a_session_that_ended_while_its_sources_session_around_it_went_on_is_part_of_that() -> None:

@@ -46,8 +46,9 @@ LINGER_S = 0.01
 than the records in it."""
 _DECODED_BYTES, _DECODED = 2000, 1.3
 """What a document takes in memory: so much, and so many times its bytes in Redis."""
-TIMERS_S = 0.2
-"""How often the processor is asked for what time has made due: a fifth of the second it may take."""
+TIMERS_S = 0.1
+"""How often the processor is asked for what time has made due. It takes two looks and a report of resolve's to
+know that a moment has passed: of the second that a timer may take, at most 0.4."""
 _POLL_S = 0.1
 _BACKOFF_S = (0.2, 5.0)
 _SEAT_LASTS = 5

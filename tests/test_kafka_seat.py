@@ -7,9 +7,10 @@ import sys
 from collections.abc import Callable
 
 import pytest
-from confluent_kafka import KafkaError
+from confluent_kafka import KafkaError, KafkaException
 
 from segue.errors import MemberLost
+from segue.log import kafka_member
 from segue.log.kafka import KafkaLog
 from segue.log.kafka_member import KafkaMember
 from segue.topics import Topic
@@ -74,6 +75,18 @@ def test_a_transaction_that_was_given_up_half_way_costs_the_seat() -> None:
     member = KafkaMember.__new__(KafkaMember)
     with pytest.raises(MemberLost):
         member._abort(KafkaError(KafkaError._TIMED_OUT, "commit timed out", False, True))
+
+
+def test_an_abort_that_was_given_up_half_way_costs_the_seat_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stuck:
+        def abort_transaction(self, timeout: float) -> None:
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "abort timed out", False, True))
+
+    monkeypatch.setattr(kafka_member, "_TRANSACTION_S", 0.0)
+    member = KafkaMember.__new__(KafkaMember)
+    member._producer = Stuck()
+    with pytest.raises(MemberLost):
+        member._abort(KafkaError(KafkaError._TRANSPORT, "no broker", False, False))
 
 
 def test_a_process_that_stands_still_says_where_and_ends() -> None:

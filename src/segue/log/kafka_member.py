@@ -312,10 +312,17 @@ class KafkaMember:
         """End a failed transaction and say whose fault it was. Never returns."""
         if error.fatal() or error.retriable():  # given up half way: the client takes nothing but that same call again
             raise MemberLost(f"producer: {error.str()}")
-        self._guard(lambda: self._retry(lambda: self._producer.abort_transaction(_TRANSACTION_S)))
+        self._take_back()
         if error.code() in _OWNERSHIP_LOST:
             raise Fenced(error.str())
         raise LogUnavailable(f"transaction aborted: {error.str()}")
+
+    def _take_back(self) -> None:
+        """Abort. Raises MemberLost when that does not come to an end: the client takes nothing but that call then."""
+        try:
+            self._retry(lambda: self._producer.abort_transaction(_TRANSACTION_S))
+        except KafkaException as error:
+            raise MemberLost(f"producer: {error.args[0].str()}") from error
 
     def _guard(self, call: Callable[[], object]) -> None:
         try:

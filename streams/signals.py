@@ -25,9 +25,9 @@ _decode = msgspec.json.Decoder(StepView).decode
 _encode = msgspec.json.Encoder().encode
 
 
-def _carrying(to: str, step: StepView, state: Raw) -> Output:
-    """A step that brings a state to another customer."""
-    carrying = Step(to, 0, Raw(_encode(step.entry)), signals=state)
+def _carrying(to: str, step: StepView, state: Raw, via: str | None = None) -> Output:
+    """A step that brings a state to another customer; `via` passes it on."""
+    carrying = Step(to, 0, Raw(_encode(step.entry)), via=via, signals=state)
     return Output(JOURNEY_STEPS, to.encode(), _encode(carrying))
 
 
@@ -97,15 +97,18 @@ class Signals:
         if not step.signals and (not state.missed(revision) if found.replayed else revision <= state.revision):
             return  # this step was counted before
         shard.dirty[key] = state
-        if family.concerns_kin(step):
-            outputs += self._kin(shard, state, step)
-        if state.waiting and found.matches:
+        divides = family.divides(step)
+        if family.concerns_kin(step) and not (divides and state.waiting):
+            outputs += self._kin(state, step)
+        if state.waiting and (found.matches or divides):
             state.revision = max(state.revision, step.revision)
             family.park(state, step)
         else:
             outputs += self._count(shard, state, step, found.matches)
-        if state.parked:
+        if state.parked and not state.waiting:
             for each in family.unparked(state):
+                if family.divides(each):
+                    outputs += self._kin(state, each)
                 outputs += self._count(shard, state, each, self._rules.matching(each))
 
     def _count(
@@ -118,32 +121,29 @@ class Signals:
             yield Output(SIGNALS, state.customer_key.encode(), _encode(signal), shard.tp[1])
         state.revision = revision
 
-    def _kin(self, shard: Shard, state: SignalState, step: StepView) -> Iterator[Output]:
+    def _kin(self, state: SignalState, step: StepView) -> Iterator[Output]:
         """A merge or its undoing: send on what belongs to another, take in what comes, know what is to come."""
         key = state.customer_key
         if step.signals:
             come = decoder.decode(step.signals)
-            if state.into is not None and come.customer_key != key:
-                yield _carrying(state.into, step, step.signals)
-            else:
+            to = family.onwards(state, come, step.via)
+            if to is None:
                 family.arrive(state, come, self._rules.keep)
+            else:
+                yield _carrying(to, step, step.signals, via=key)
             return
         fact = step.facts[0]
         before, after = fact.before or "", fact.after or ""
         if fact.fact == "customer.merged":
             family.expect(state, before)
         elif fact.fact == "customer.released":
-            state.into = None
-            family.expect(state, key)
+            family.be_free(state)
         elif fact.fact == "customer.unmerged":
             leaving = family.divide(state, step.customers, after)
-            yield _carrying(after, step, family.carried(leaving))
-        else:  # absorbed: what it waits for is waited for by its survivor from now on
-            state.waiting.clear()
-            for each in family.unparked(state):
-                yield from self._count(shard, state, each, self._rules.matching(each))
+            yield _carrying(after, step, family.carried(leaving, after))
+        else:  # absorbed
             state.into = after
-            yield _carrying(after, step, family.carried(state))
+            yield _carrying(after, step, family.carried(state, after))
 
     def due(self, shards: list[Shard], now_ms: int) -> list[Output]:
         return []

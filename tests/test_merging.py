@@ -19,15 +19,35 @@ from segue.core.event import Identifier
 from segue.core.family import part_of
 from segue.core.interaction import Interaction, Step
 from segue.core.lineage import Merge, Transfer
+from segue.core.rules import RuleBook, Signal, SignalState
+from segue.core.rules import decoder as signal_decoder
 from segue.engine import Shard
 from segue.log.port import Output
 from segue.store.keys import Layout
 from segue.store.shards import ShardStore
-from segue.topics import INTERACTIONS, JOURNEY_STEPS
+from segue.topics import INTERACTIONS, JOURNEY_STEPS, SIGNALS
 from streams.context import ContextProcessor
-from tests.core.builders import MINUTE, entry
+from streams.signals import Signals
+from tests.core.builders import MINUTE, answer, entry
 
 POLICY = Policy(keep_timeline=1000)
+
+
+class Rules(RuleBook):
+    keep = 1000
+
+
+RULES = Rules.parse("""
+[[rule]]
+id = "answered"
+version = 1
+severity = "low"
+department = "service"
+any = [{ fact = "survey.answered" }]
+reason.en = "Answered."
+reason.zh = "已回答。"
+""")
+"""Every event of these tests gives one signal."""
 
 
 class Store(ShardStore):
@@ -52,11 +72,14 @@ class World:
         self.events = 0
         self.log: list[tuple[str, bytes]] = []
         self.mine: dict[str, list[str]] = defaultdict(list)
+        self.stepped: dict[str, deque[bytes]] = defaultdict(deque)
+        self.states: dict[str, bytes] = {}
+        self.signals: list[Signal] = []
 
     def event(self, customer: str, **more: Any) -> None:
         self.events += 1
         self.mine[customer].append(f"e{self.events}")
-        made = entry(f"e{self.events}", self.events * MINUTE, **more)
+        made = entry(f"e{self.events}", self.events * MINUTE, survey=answer("csat", 1), **more)
         self.write(customer, Interaction(customer, made, (Identifier("user_id", customer),)))
 
     def merge(self, absorbed: str, survivor: str) -> None:
@@ -89,13 +112,42 @@ class World:
             self.queues[output.key.decode()].append(output.value)
         else:
             assert output.topic == JOURNEY_STEPS, output
-            self.steps.append(msgspec.json.decode(output.value, type=Step))
+            self.step(output)
+
+    def step(self, output: Output) -> None:
+        assert output.key
+        assert output.value
+        self.stepped[output.key.decode()].append(output.value)
+        step = msgspec.json.decode(output.value, type=Step)
+        if not step.signals:
+            self.steps.append(step)
+
+    def signal_turn(self, customer: str, records: int = 1) -> None:
+        """The same for the owner of a partition of the steps."""
+        shard = Shard(customer, (JOURNEY_STEPS, 0), "t", 1, b"", 0, 0, 0, Counter())
+        processor, queue = Signals(self.store, RULES), self.stepped[customer]
+        if customer in self.states:
+            shard.documents[customer] = signal_decoder.decode(self.states[customer])
+        raws = [queue.popleft() for _ in range(min(records, len(queue)))]
+        for output in processor.apply([(shard, processor.read(shard, [Line(raw) for raw in raws]))]):  # type: ignore[list-item]
+            assert output.value
+            if output.topic == SIGNALS:
+                self.signals.append(msgspec.json.decode(output.value, type=Signal))
+            else:
+                self.step(output)
+        for document in shard.dirty.values():
+            self.states[customer] = processor.encode(document)
+
+    def state(self, customer: str) -> SignalState:
+        return signal_decoder.decode(self.states[customer])
 
     def settle(self) -> None:
         for _ in range(100):
             for customer in sorted(self.queues):
                 self.turn(customer, 100)
-            if not any(self.queues.values()):
+            for customer in sorted(self.stepped):
+                self.signal_turn(customer, 100)
+            if not any(self.queues.values()) and not any(self.stepped.values()):
                 return
         raise AssertionError("records go round in circles")
 
@@ -122,6 +174,9 @@ class Line:
 
     def value(self) -> bytes:
         return self._raw
+
+    def headers(self) -> None:
+        return None
 
 
 def record(absorbed: str, survivor: str) -> Merge:
@@ -223,6 +278,33 @@ def test_a_survivor_that_is_absorbed_itself_takes_everybody_along() -> None:
     assert timeline(world.part("a", "c")) == ["e3", "e4"]
 
 
+def test_a_session_is_counted_once_though_the_survivor_it_was_bridged_in_is_absorbed_itself() -> None:
+    world = World()
+    for customer in "abc":
+        world.event(customer)
+    for absorbed, survivor in (("c", "b"), ("b", "a")):
+        world.merge(absorbed, survivor)
+        world.settle()
+    facts = Counter(fact.fact for step in world.steps for fact in step.facts)
+    assert (facts["session.opened"], facts["session.merged"], facts["session.split"]) == (3, 3, 1)
+    assert len(world.document("a").sessions) == 1
+
+
+def test_a_signal_is_given_though_the_survivor_is_absorbed_before_the_state_of_its_absorbed_has_come() -> None:
+    world = World()
+    for customer in "abc":
+        world.event(customer)
+    world.merge("c", "b")
+    world.merge("b", "a")
+    for customer in "bccb":  # the request for c finds a stub, which hands on to a
+        world.turn(customer, 9)
+    world.settle()
+    world.event("c")
+    world.settle()
+    assert sorted(signal.evidence for signal in world.signals) == [("e1",), ("e2",), ("e3",), ("e4",)]
+    assert len(world.state("a").active) == 4
+
+
 def test_undoing_a_merge_restores_both_and_each_gets_what_came_by_its_identifiers() -> None:
     alone = World()
     world = World()
@@ -268,9 +350,11 @@ ACTIONS = st.lists(
     st.one_of(
         st.tuples(st.just("event"), st.sampled_from(CUSTOMERS)),
         st.tuples(st.just("turn"), st.sampled_from(CUSTOMERS), st.integers(1, 4)),
+        st.tuples(st.just("signal turn"), st.sampled_from(CUSTOMERS), st.integers(1, 4)),
         st.tuples(st.just("merge"), st.sampled_from(CUSTOMERS), st.sampled_from(CUSTOMERS)),
         st.tuples(st.just("unmerge"), st.sampled_from(CUSTOMERS)),
     ),
+    min_size=10,
     max_size=60,
 )
 
@@ -301,6 +385,8 @@ def test_over_any_order_of_events_merges_and_turns_every_event_counts_once_where
             world.event(customer)
         elif action == "turn":
             world.turn(customer, rest[0])
+        elif action == "signal turn":
+            world.signal_turn(customer, rest[0])
         elif action == "merge":
             survivor, absorbed = sorted((oracle.root(customer), oracle.root(rest[0])))
             if survivor != absorbed:
@@ -309,6 +395,7 @@ def test_over_any_order_of_events_merges_and_turns_every_event_counts_once_where
         elif customer in oracle.into:
             world.settle()  # only a merge that stands can be undone: the command's door sees to that
             world.unmerge(customer, oracle.into.pop(customer))
+            world.settle()  # an operator's next word comes seconds later
     world.settle()
     assert world.emitted() == Counter(dict.fromkeys(world.all_events, 1))
     for customer in CUSTOMERS:
@@ -326,6 +413,18 @@ def test_over_any_order_of_events_merges_and_turns_every_event_counts_once_where
             assert timeline(part) == in_order(world.mine[member])
     facts = Counter(fact.fact for step in world.steps for fact in step.facts)
     standing = facts["customer.created"] - facts["customer.merged"] + facts["customer.unmerged"]
-    assert standing == len([c for c in CUSTOMERS if oracle.root(c) == c and (c, c) in world.store.documents])
+    roots = [c for c in CUSTOMERS if oracle.root(c) == c and (c, c) in world.store.documents]
+    assert standing == len(roots)
+    sessions = facts["session.opened"] - facts["session.merged"] + facts["session.split"]
+    assert sessions == sum(len(world.document(root).sessions) for root in roots)
+    assert Counter(signal.evidence for signal in world.signals) == Counter((event,) for event in world.all_events)
+    for root in roots:
+        state, members = world.state(root), oracle.family(root)
+        active = [signal.evidence[-1] for signal in state.active]
+        expected = [event for member in members for event in world.mine[member]]
+        assert sorted(active) == sorted(expected), "every signal is with whoever stands for its customer"
+        assert not state.waiting
+        assert not state.arrived
+        assert not state.parked
     numbered = Counter((step.customer_key, step.revision) for step in world.steps)
     assert set(numbered.values()) <= {1}, "signals tell steps apart by the revision"

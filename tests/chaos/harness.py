@@ -259,6 +259,9 @@ class Run:
         self._notes: list[str] = []
         self._heals: list[float] = []
         self._readers: Readers | None = None
+        self.judge: Callable[[Ledger, Observed], Verdict] = judge
+        self.complete: Callable[[Ledger, Observed], bool] = complete
+        """Whether every signal is there that must come."""
         self.replayable = True
         """Whether the log still holds all that the state was made of."""
         self.earlier: list[Observed] = []
@@ -396,7 +399,7 @@ class Run:
         if self._readers is not None:
             self._readers.close()
             self._readers = None
-        verdict = judge(self.ledger, seen)
+        verdict = self.judge(self.ledger, seen)
         verdict.raise_to("regressions", len(self.watch.regressions), "; ".join(self.watch.regressions[:3]))
         verdict.rewinds = len(self.watch.rewinds)
         verdict.p99_ms = self.watch.quantile_ms(self.ledger, 0.99, self.calm)
@@ -421,7 +424,7 @@ class Run:
                 seen.interactions += earlier.interactions
             before, have = have, len({signal["signal_id"] for signal in seen.signals})
             moved = time.monotonic() if have != before else moved
-            if have >= expected_of(self.ledger, seen.steps) or time.monotonic() - moved > STUCK_S:
+            if self.complete(self.ledger, seen) or time.monotonic() - moved > STUCK_S:
                 return seen
             time.sleep(0.2)
 
@@ -454,6 +457,11 @@ class Run:
         time.sleep(0.05)
         have = self.store.offsets()
         return all(have.get(shard, 0) >= offset for shard, offset in stood.items())
+
+
+def complete(ledger: Ledger, seen: Observed) -> bool:
+    """Whether there are as many signals as must come."""
+    return len({signal["signal_id"] for signal in seen.signals}) >= expected_of(ledger, seen.steps)
 
 
 def expected_of(ledger: Ledger, steps: list[Step]) -> int:
@@ -503,7 +511,8 @@ class Topics:
 
     def interactions(self) -> Counter[str]:
         found = (orjson.loads(message.value()) for message in self.read("segue.interactions"))
-        return Counter(record["entry"]["id"] for record in found if "entry" in record)  # the others are timers
+        # The others are timers and steps of merges, or go on to whoever stands for their customer now.
+        return Counter(record["entry"]["id"] for record in found if "entry" in record and "via" not in record)
 
     def steps(self) -> list[Step]:
         found = (orjson.loads(message.value()) for message in self.read("segue.journey-steps"))
@@ -513,8 +522,10 @@ class Topics:
                 step["revision"],
                 step["entry"]["id"],
                 step["entry"].get("actor", {}).get("kind") == "system",  # the load has no other systems
+                next((fact["before"] for fact in step.get("facts", ()) if fact["fact"] == "customer.merged"), ""),
             )
             for step in found
+            if "signals" not in step  # those are for the signals processor alone
         ]
 
     def signals(self) -> list[dict[str, Any]]:

@@ -37,6 +37,8 @@ class Load:
     disorder: float = 0.05
     """With an event time up to `disorder_ms` before its place in the order."""
     disorder_ms: int = MINUTE
+    visits: float = 1 / 30
+    """Begin another visit of their customer's."""
     late: float = 0.0
     """A day too old."""
     hot: float = 0.0
@@ -92,9 +94,9 @@ class Traffic:
             stays = rng.random() < 0.6 and customer in self._last_channel
             channel = self._last_channel[customer] if stays else rng.choice(CHANNELS)
         self._last_channel[customer] = channel
-        if rng.random() < 1 / 30:
-            self._ahead[customer] += 45 * MINUTE  # away for a while: the next visit
-        at = self._now() + self._ahead[customer] + load.skew(channel)
+        if rng.random() < load.visits:
+            self._ahead[self.person(customer)] += 45 * MINUTE  # away for a while: the next visit
+        at = self._now() + self._ahead[self.person(customer)] + load.skew(channel)
         kind = rng.random()
         if kind < load.late:
             at -= DAY
@@ -103,6 +105,14 @@ class Traffic:
         score = 1.0 if poor else (float(rng.randint(1, 5)) if rng.random() < 0.1 else None)
         wait = rng.choice((20_000, 400_000)) if rng.random() < 0.05 else None
         return Event(f"e{next(self._numbers)}", customer, channel, at, score, wait, self._names(customer))
+
+    def person(self, customer: str) -> str:
+        """Whose clock an event of this customer is by."""
+        return customer
+
+    def encode(self, event: Event) -> bytes:
+        """The event as it is sent."""
+        return encode(event)
 
     def _names(self, customer: str) -> tuple[str, ...]:
         if not self.load.by_email:
@@ -259,7 +269,7 @@ class Sender(threading.Thread):
         channel, count = self._busy.get(each.customer, (each.channel, 0))
         self._busy[each.customer] = (channel, count + 1)
         key = each.customer.encode()
-        self._produce(TOPIC + each.channel, key, encode(each), lambda e, m: self._done(each, e, m))
+        self._produce(TOPIC + each.channel, key, self.traffic.encode(each), lambda e, m: self._done(each, e, m))
 
     def _produce(
         self, topic: str, key: bytes | None, value: bytes | None, done: Callable[[KafkaError | None, Message], None]

@@ -128,6 +128,8 @@ class Step(NamedTuple):
     event_id: str
     of_time: bool = False
     """A deadline that passed, such as a session's end: it raises the revision, and nobody sent it."""
+    absorbed: str = ""
+    """The key of the customer whom this step made one with its own."""
 
 
 @dataclass
@@ -194,17 +196,17 @@ def judge(ledger: Ledger, seen: Observed) -> Verdict:
     verdict = Verdict(events=ledger.total)
     if ledger.failed:
         verdict.notes.append(f"{ledger.failed} sends failed: the harness could not reach its broker for too long")
-    _resolved(ledger, seen, verdict)
+    resolved(ledger, seen, verdict)
     applied = _applied(ledger, seen, verdict)
-    _order(ledger, applied, verdict)
+    order(ledger, applied, verdict)
     _contexts(seen, applied, verdict)
     _counters(seen, applied, verdict)
     _signals(seen, applied, verdict)
-    _dead_letters(ledger, seen, verdict)
+    dead_letters(ledger, seen, verdict)
     return verdict
 
 
-def _resolved(ledger: Ledger, seen: Observed, verdict: Verdict) -> None:
+def resolved(ledger: Ledger, seen: Observed, verdict: Verdict) -> None:
     """Every acknowledged send is one record of `segue.interactions`; a retry is another one."""
     few = {i: len(a) - seen.interactions[i] for i, a in ledger.acks.items() if seen.interactions[i] < len(a)}
     many = {i: n - ledger.tries[i] for i, n in seen.interactions.items() if n > ledger.tries[i]}
@@ -261,7 +263,7 @@ def _story(ledger: Ledger, seen: Observed, event_id: str) -> str:
     )
 
 
-def _order(ledger: Ledger, applied: dict[str, list[Event]], verdict: Verdict) -> None:
+def order(ledger: Ledger, applied: dict[str, list[Event]], verdict: Verdict) -> None:
     """Within a channel as the partition has it; of one append time, by event time is right too."""
     wrong, crossed = [], []
     for events in applied.values():
@@ -400,7 +402,7 @@ def _signals(seen: Observed, applied: dict[str, list[Event]], verdict: Verdict) 
     verdict.raise_to("repeated", len(seen.signals) - len(ids), "signals that were sent again")
 
 
-def _dead_letters(ledger: Ledger, seen: Observed, verdict: Verdict) -> None:
+def dead_letters(ledger: Ledger, seen: Observed, verdict: Verdict) -> None:
     """What cannot be used is there once, byte for byte, with its reason; nothing else is."""
     found: dict[tuple[str, int, int], list[Letter]] = defaultdict(list)
     for letter in seen.letters:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from msgspec import Raw, Struct, field, structs
 
 from segue.core import timers
-from segue.core.context import Context, Policy, decoder, encoder
+from segue.core.context import Context, Policy, Session, decoder, encoder
 from segue.core.folding import fold
 from segue.core.interaction import Fact, Interaction
 from segue.core.lineage import Kin, Merge, Transfer, below
@@ -83,7 +83,7 @@ def receive(transfer: Transfer, documents: Mapping[str, Context], policy: Policy
 
 
 def _asked_to_merge(
-    context: Context, kin: Kin, transfer: Transfer, documents: Mapping[str, Context], _: Policy
+    context: Context, kin: Kin, transfer: Transfer, documents: Mapping[str, Context], policy: Policy
 ) -> Moved:
     """Become a stub; or, asked in place of the absorbed, send the request back: that one was taken out since."""
     key, merge = context.customer_key, transfer.merge
@@ -93,11 +93,14 @@ def _asked_to_merge(
         return _sent(transfer, merge.absorbed)
     own = documents[part_of(key, key)] if kin.has_parts else context
     moved = Moved({key: context}, [_handed(merge.survivor, merge, own)])
-    for older in kin.absorbed:
-        name = part_of(key, older.absorbed)
-        moved.sent.append(_handed(merge.survivor, older, documents[name], moved=True))
-    moved.changed.update(_blank(parts_of(context)))
+    theirs = [documents[part_of(key, older.absorbed)] for older in kin.absorbed]
+    moved.sent += (
+        _handed(merge.survivor, older, part, moved=True) for older, part in zip(kin.absorbed, theirs, strict=True)
+    )
     moved.facts.append(Fact("customer.absorbed", before=key, after=merge.survivor))
+    if theirs:  # the parts go on one by one
+        moved.facts += _split(context, [own, *theirs], policy)
+    moved.changed.update(_blank(parts_of(context)))
     context.kin = Kin(merge, kin.absorbed, kin.released, kin.expected)
     context.revision += 1
     return moved
@@ -161,7 +164,8 @@ def _take_out(
     alone.kin, alone.revision = Kin(None, left, released, kin.expected), context.revision + 1
     if not alone.kin.has_parts:
         names.append(part_of(key, key))
-    facts = [Fact("customer.unmerged", before=key, after=out), *_split(context, alone, documents, gone)]
+    theirs = [documents[part_of(key, each.absorbed)] for each in gone]
+    facts = [Fact("customer.unmerged", before=key, after=out), *_split(context, [alone, *theirs], policy)]
     return Moved({key: alone, **_blank(names)}, sent, facts, tuple(each.absorbed for each in gone))
 
 
@@ -174,17 +178,26 @@ def _until_now(document: Context, context: Context, policy: Policy) -> Context:
     return part
 
 
-def _split(before: Context, after: Context, documents: Mapping[str, Context], gone: list[Merge]) -> list[Fact]:
-    """The sessions that had been bridged and stand by themselves again."""
+def _split(before: Context, parts: list[Context], policy: Policy) -> list[Fact]:
+    """One customer is several again: their sessions beyond those that stood are split off from these, or stand anew
+    (what came too late for the one may be in time for another). Afterwards as many are counted as there are."""
     stood = {session.session_id for session in before.sessions}
-    parts = [after, *(documents[part_of(before.customer_key, merge.absorbed)] for merge in gone)]
-    now = [session.session_id for part in parts for session in part.sessions]
-    bridged = {old: session.session_id for session in before.sessions for old in session.merged}
-    return [
-        Fact("session.split", before=bridged[each], after=each)
-        for each in dict.fromkeys(now)
-        if each not in stood and each in bridged
-    ]
+    oldest = before.sessions[0].started_at_ms if len(before.sessions) == policy.keep_sessions else 0
+    theirs = [session for part in parts for session in part.sessions if session.until_ms >= oldest]
+    found: list[Fact] = []
+    for session in sorted(theirs, key=lambda session: session.session_id not in stood):  # who keeps its id, first
+        whole = next((each for each in before.sessions if _overlap(each, session)), None)
+        if whole is None:
+            found.append(Fact("session.opened", after=session.session_id))
+        elif whole.session_id in stood:
+            stood.discard(whole.session_id)
+        else:
+            found.append(Fact("session.split", before=whole.session_id, after=session.session_id))
+    return found
+
+
+def _overlap(one: Session, other: Session) -> bool:
+    return one.started_at_ms <= other.until_ms and other.started_at_ms <= one.until_ms
 
 
 def _be_free(context: Context, kin: Kin, transfer: Transfer) -> Moved:

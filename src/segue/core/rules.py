@@ -122,6 +122,8 @@ class SignalState(Struct, omit_defaults=True):
     """Steps that wait for these states."""
     into: str | None = None
     """Who stands for this customer."""
+    released: list[str] = field(default_factory=list)
+    """Customers that were taken out again: a state that they pass on to here is theirs."""
 
     def missed(self, revision: int) -> bool:
         """Note that such a step is counted now; False when it was before."""

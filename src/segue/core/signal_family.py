@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import msgspec
-from msgspec import Raw
+from msgspec import Raw, structs
 
 from segue.core.interaction import StepView
 from segue.core.rules import Match, SignalState, encoder
@@ -18,6 +18,8 @@ from segue.core.rules import Match, SignalState, encoder
 KIN_FACTS = frozenset({"customer.merged", "customer.absorbed", "customer.unmerged", "customer.released"})
 MAX_PARKED = 200
 """Steps that wait for a state; with more, the wait is over, for nothing waits for ever."""
+
+MAX_RELEASED = 100
 
 _step = msgspec.json.Decoder(StepView).decode
 _encode = msgspec.json.Encoder().encode
@@ -28,20 +30,44 @@ def concerns_kin(step: StepView) -> bool:
     return bool(step.signals) or (bool(step.facts) and step.facts[0].fact in KIN_FACTS)
 
 
+def divides(step: StepView) -> bool:
+    """Whether a merge is undone here. That is done once all is here that may have to be divided."""
+    return bool(step.facts) and step.facts[0].fact == "customer.unmerged"
+
+
 def expect(state: SignalState, key: str) -> None:
     """The state of `key` belongs here from now on; it may have come already. One's own comes back after a merge."""
+    state.released = [each for each in state.released if each != key]
     if key in state.arrived:
         state.arrived.remove(key)
     else:
         state.waiting.append(key)
 
 
+def be_free(state: SignalState) -> None:
+    """Stand for oneself again, with one's own state as the survivor sends it back: what is here was before."""
+    if state.customer_key not in state.arrived:
+        _forget(state)
+    state.into = None
+    expect(state, state.customer_key)
+
+
+def _forget(state: SignalState) -> None:
+    state.active, state.matches, state.origins = [], {}, {}
+
+
 def arrive(state: SignalState, come: SignalState, keep: int) -> None:
-    """Fold in a state that was carried here."""
-    if come.customer_key in state.waiting:
-        state.waiting.remove(come.customer_key)
-    else:
-        state.arrived.append(come.customer_key)
+    """Fold in a state that was carried here, and what had come to it or is still to come."""
+    if state.into is not None:  # one's own, before the word that one is free
+        _forget(state)
+    for key in (come.customer_key, *come.arrived):
+        if key in state.waiting:
+            state.waiting.remove(key)
+        else:
+            state.arrived.append(key)
+    for key in come.waiting:
+        expect(state, key)
+    state.parked += come.parked
     fold(state, come, keep)
 
 
@@ -53,9 +79,7 @@ def park(state: SignalState, step: StepView) -> None:
 
 
 def unparked(state: SignalState) -> list[StepView]:
-    """The steps whose time has come, in their order."""
-    if state.waiting:
-        return []
+    """The steps that waited, in their order; they wait no more."""
     steps, state.parked = [_step(raw) for raw in state.parked], []
     return steps
 
@@ -83,6 +107,7 @@ def divide(state: SignalState, leaving: tuple[str, ...], key: str) -> SignalStat
         fired=dict(state.fired),
         origins={name: state.origins[name] for name in theirs if state.origins[name] != key},
     )
+    state.released = [*state.released, *leaving][-MAX_RELEASED:]
     state.active = [signal for signal in state.active if signal.signal_id not in theirs]
     state.matches = _matches(state, lambda match: match.event_id not in theirs)
     state.origins = {name: origin for name, origin in state.origins.items() if name not in theirs}
@@ -99,6 +124,30 @@ def _matches(state: SignalState, wanted: Callable[[Match], bool]) -> dict[str, l
     return {name: found for name, found in some.items() if found}
 
 
-def carried(state: SignalState) -> Raw:
-    """The state as it travels."""
-    return Raw(encoder.encode(state))
+def carried(state: SignalState, to: str) -> Raw:
+    """The state as it travels to another customer. What it waits for is waited for there."""
+    key = state.customer_key
+    # The numbers of steps are each customer's own.
+    parked = [
+        structs.replace(_step(raw), customer_key=to, revision=0, via=_step(raw).via or key) for raw in state.parked
+    ]
+    raw = Raw(encoder.encode(structs.replace(state, parked=[Raw(_encode(step)) for step in parked])))
+    state.waiting = [each for each in state.waiting if each == key]
+    state.arrived, state.parked = [], []
+    return raw
+
+
+def onwards(state: SignalState, come: SignalState, via: str | None) -> str | None:
+    """Who a state that came is for, if not this customer: whoever stands for it, or who passed it on and is free again.
+
+    One's own, which comes back after a merge, may be here before the word of that; but if it was waited for when the
+    customer was absorbed again, it goes on.
+    """
+    key = state.customer_key
+    if via is not None and via in state.released:
+        return via
+    if state.into is None or (come.customer_key == key and key not in state.waiting):
+        return None
+    if come.customer_key == key:
+        state.waiting.remove(key)
+    return state.into

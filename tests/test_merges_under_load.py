@@ -19,7 +19,7 @@ def test_pairs_that_merge_while_both_receive_events_and_processes_die_lose_and_d
     kafka_broker: KafkaBroker, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     with World(tmp_path_factory.mktemp("merges"), kafka_broker) as world:
-        result = world.run(ROWS["M"], quick=True, customers=100)
+        result = world.run(ROWS["M"], quick=True, customers=60)
     assert result.ok, "\n".join([result.line(), *result.verdict.notes])
 
 

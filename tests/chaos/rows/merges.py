@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -147,8 +146,7 @@ def merging(run: Run) -> None:
 
     Few visits: of more than ten, the oldest have left the documents, and nothing bridges them when these become one.
     """
-    load = replace(run.traffic.load, rate=max(300, run.traffic.load.rate))
-    traffic = run.traffic = run.sender.traffic = PairTraffic(load, run.seed)
+    traffic = run.traffic = run.sender.traffic = PairTraffic(run.traffic.load, run.seed)
     store = run.store = Families(run.settings.redis or "", traffic.persons)
     run.judge = lambda ledger, seen: judge(traffic.persons, ledger, seen, store.held())
     run.complete = complete

@@ -136,7 +136,7 @@ class World:
             else:
                 self.step(output)
         for document in shard.dirty.values():
-            self.states[customer] = processor.encode(document)
+            self.states[customer] = b"".join(processor.encode(document))
 
     def state(self, customer: str) -> SignalState:
         return signal_decoder.decode(self.states[customer])

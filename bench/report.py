@@ -27,8 +27,14 @@ class Report:
         self.machine: Row = {"cores": float(os.cpu_count() or 0), "python": platform.python_version()}
         self.sections: dict[str, list[Row]] = {}
         self.notes: dict[str, list[str]] = {}
+        self._before = _ticks()
 
     def add(self, section: str, row: Row) -> None:
+        """`stolen` is the share of all cores that the hypervisor gave to others since the row before."""
+        stolen, every = _ticks()
+        if every > self._before[1]:
+            row = row | {"stolen %": 100 * (stolen - self._before[0]) / (every - self._before[1])}
+        self._before = stolen, every
         self.sections.setdefault(section, []).append(row)
         console.print(f"[dim]{section}: " + ", ".join(f"{name} {shown(cell)}" for name, cell in row.items()) + "[/]")
 
@@ -56,6 +62,15 @@ class Report:
         content = {"machine": self.machine, "sections": self.sections, "notes": self.notes}
         path.write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2))
         console.print(f"[dim]written: {path}[/]")
+
+
+def _ticks() -> tuple[int, int]:
+    """Ticks of all cores since the start: those stolen (`man 5 proc`), and all. Zeros where the system does not say."""
+    try:
+        ticks = [int(each) for each in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    except (OSError, ValueError):
+        return 0, 0
+    return ticks[7], sum(ticks)
 
 
 def shown(cell: Cell) -> str:

@@ -102,8 +102,8 @@ class Families(Store):
                 found.parts.setdefault(survivor, {})[part] = document
         return found
 
-    def behind(self, want: dict[str, int]) -> int:
-        """How many people have fewer events than wanted, at those who stand for themselves."""
+    def missing(self, want: dict[str, int]) -> int:
+        """How many events people have fewer than wanted, at those who stand for themselves."""
         wanted: dict[str, int] = {}
         for side, count in want.items():
             person = self._persons.of(side)
@@ -117,8 +117,8 @@ class Families(Store):
                     person = self._persons.of(self._customer(key))
                     have[person] = have.get(person, 0) + events_of(document)
         except redis.RedisError:
-            return len(want)
-        return sum(1 for person, count in wanted.items() if have.get(person, 0) < count)
+            return sum(want.values())
+        return sum(max(0, count - have.get(person, 0)) for person, count in wanted.items())
 
     def look(self, keys: list[bytes]) -> list[tuple[str, Sighting]]:
         """The revision and the count of events that a reader gets who asks by the key of a side; neither may fall."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable
 
@@ -15,7 +14,6 @@ from tests.chaos.oracle_merges import Documents, Persons, judge
 from tests.support.kafka_broker import KafkaBroker
 
 
-@pytest.mark.skipif("SEGUE_TEST_CHAOS" not in os.environ, reason="a minute at least: set SEGUE_TEST_CHAOS=1")
 @pytest.mark.timeout(400)
 def test_pairs_that_merge_while_both_receive_events_and_processes_die_lose_and_double_nothing(
     kafka_broker: KafkaBroker, tmp_path_factory: pytest.TempPathFactory

@@ -32,9 +32,9 @@ class Report:
     def add(self, section: str, row: Row) -> None:
         """`stolen` is the share of all cores that the hypervisor gave to others since the row before."""
         stolen, every = _ticks()
-        if every > self._before[1]:
+        if every - self._before[1] > 100:  # rows that are added together were measured together
             row = row | {"stolen %": 100 * (stolen - self._before[0]) / (every - self._before[1])}
-        self._before = stolen, every
+            self._before = stolen, every
         self.sections.setdefault(section, []).append(row)
         console.print(f"[dim]{section}: " + ", ".join(f"{name} {shown(cell)}" for name, cell in row.items()) + "[/]")
 

@@ -34,8 +34,6 @@ _encode = msgspec.json.Encoder().encode
 _decode_command = msgspec.json.Decoder(Command).decode
 
 Found = Arrival | Order | Rejected
-
-
 _Names = tuple[str, ...]
 
 
@@ -60,6 +58,8 @@ class Resolve:
         self, index: IdentityIndex, source: Log, region: str | None = None, interactions: str = INTERACTIONS
     ) -> None:
         self._index, self._log, self._region, self._interactions = index, source, region, interactions
+        self._arrivals: list[Arrival] = []
+        """Of the batch at hand, as received: `prepare` decides them, `apply` passes them on."""
 
     def shard_of(self, tp: TP) -> str:
         return f"{tp[0].removeprefix(EVENTS)}.{tp[1]}"
@@ -72,14 +72,13 @@ class Resolve:
 
     def prepare(self, batch: list[tuple[Shard, list[tuple[Record, Found]]]]) -> None:
         batch = [(shard, pairs) for shard, pairs in batch if not _replayed(shard, pairs)]
-        arrivals = [found for _, pairs in batch for _, found in pairs if isinstance(found, Arrival)]
-        arrivals.sort(key=_order)
+        self._arrivals = [found for _, pairs in batch for _, found in pairs if isinstance(found, Arrival)]
+        self._arrivals.sort(key=_order)
         orders = [found for _, pairs in batch for _, found in pairs if isinstance(found, Order)]
-        Resolution(self._index, arrivals, orders).settle()
+        Resolution(self._index, self._arrivals, orders).settle()
 
     def apply(self, batch: list[tuple[Shard, list[tuple[Record, Found]]]]) -> list[Output]:
         outputs: list[Output] = []
-        arrivals: list[Arrival] = []
         for shard, decoded in batch:
             replayed = _replayed(shard, decoded)
             for record, found in decoded:
@@ -89,10 +88,7 @@ class Resolve:
                     outputs += () if replayed else _done(found, self._interactions)
                 else:
                     shard.stats["accepted"] += 1
-                    if not replayed:
-                        arrivals.append(found)
-        arrivals.sort(key=_order)
-        for arrival in arrivals:
+        for arrival in self._arrivals:
             outputs += _emit(arrival, self._interactions)
         return outputs
 

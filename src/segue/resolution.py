@@ -109,9 +109,11 @@ class Resolution:
 
     def _undecided(self) -> list[Arrival]:
         """Those that `_known` cannot decide, and who use a device of theirs: somebody may take the seat there."""
-        known = {id(arrival) for arrival in self._arrivals if self._known(arrival)}
-        moving = {ref for arrival in self._arrivals if id(arrival) not in known for ref in arrival.devices}
-        return [each for each in self._arrivals if id(each) not in known or not moving.isdisjoint(each.devices)]
+        undecided = [arrival for arrival in self._arrivals if not self._known(arrival)]
+        moving = {ref for arrival in undecided for ref in arrival.devices}
+        if not moving:
+            return undecided
+        return [each for each in self._arrivals if each.decision is None or not moving.isdisjoint(each.devices)]
 
     def _known(self, arrival: Arrival) -> bool:
         """Decide at once for the customer whose identifiers are all known: nearly every event.

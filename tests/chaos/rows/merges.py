@@ -17,6 +17,7 @@ from tests.chaos.load import Load, Traffic
 from tests.chaos.load import encode as encoded
 from tests.chaos.oracle import Bad, Event, Sighting
 from tests.chaos.oracle_merges import Documents, Persons, complete, judge
+from tests.chaos.rows.processors import kill_one
 from tests.support.stack import eventually
 
 KINDS = {"u": "user_id", "d": "cookie_id", "e": "device_id"}
@@ -158,11 +159,7 @@ def merging(run: Run) -> None:
     for wave in range(waves):
         traffic.links.extend(pairs[wave::waves])
         for _ in run.times(2, 2):
-            run.sleep(run.rng.uniform(0.2, 1.0))
-            name = run.rng.choice(run.fleet.running)
-            run.fleet.kill(name)
-            run.up(name)
-            run.count("kills")
+            kill_one(run, 0.2, 1.0)
     run.healed()
     run.count("merges", len(pairs))
     astray = [pair for pair in pairs if len({store.led_to(store.find(side)) for side in pair} - {""}) != 1]

@@ -14,16 +14,21 @@ from tests.support.stack import eventually
 POINTS = ("after_read", "after_apply", "after_produce", "after_commit", "after_write")
 
 
+def kill_one(run: Run, least_s: float = 0.6, most_s: float = 1.1) -> None:
+    """After a while kill a process, whichever, and start it again."""
+    run.sleep(run.rng.uniform(least_s, most_s))
+    name = run.rng.choice(run.fleet.running)
+    run.fleet.kill(name)
+    run.up(name)
+    run.count("kills")
+
+
 @row("F1", "a processor killed (SIGKILL)")
 def killed(run: Run) -> None:
     run.start()
     run.calmly(5)
     for _ in run.times(100, 15):
-        run.sleep(run.rng.uniform(0.6, 1.1))
-        name = run.rng.choice(run.fleet.running)
-        run.fleet.kill(name)
-        run.up(name)
-        run.count("kills")
+        kill_one(run)
     run.healed()
 
 

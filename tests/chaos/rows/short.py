@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.chaos.harness import Run, row
 from tests.chaos.load import Load
-from tests.chaos.rows.processors import changes
+from tests.chaos.rows.processors import changes, kill_one
 from tests.chaos.rows.redis import LOAD, NO_PERSISTENCE, own_redis, watched
 
 
@@ -18,11 +18,7 @@ def processors(run: Run) -> None:
     """While retries, disorder, late and bad records are sent."""
     run.start()
     for _ in range(8):
-        run.sleep(run.rng.uniform(0.6, 1.1))
-        name = run.rng.choice(run.fleet.running)
-        run.fleet.kill(name)
-        run.up(name)
-        run.count("kills")
+        kill_one(run)
     run.healed()
     changes(run, 6)
     run.healed()

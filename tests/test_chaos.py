@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -15,6 +15,7 @@ import tests.chaos.rows  # noqa: F401  (enters the rows)
 from segue import faults
 from segue.errors import SettingsError
 from tests.chaos.harness import ROWS, Result, World
+from tests.chaos.load import Load, Sender, Traffic, encode
 from tests.chaos.oracle import Ack, Event, Ledger, Observed, Sighting, Step, Watch, judge
 from tests.support.kafka_broker import KafkaBroker
 
@@ -47,6 +48,51 @@ def test_without_a_guarantee_the_judge_reports_a_violation(world: World, without
     """Without the fence, and without the epoch: tests/test_late_owner.py."""
     result = world.run(ROWS["U"], quick=True, unsafe=without)
     assert "over" in result.verdict.violations(), told(result)
+
+
+# --- the sender alone
+
+
+class Report(NamedTuple):
+    """A record as its sender's client tells of it, or as a reader finds it."""
+
+    at: int | None
+    content: tuple[bytes, bytes]
+
+    def topic(self) -> str:
+        return "segue.events.web"
+
+    def partition(self) -> int:
+        return 0
+
+    def offset(self) -> int | None:
+        return self.at
+
+    def key(self) -> bytes:
+        return self.content[0]
+
+    def value(self) -> bytes:
+        return self.content[1]
+
+    def timestamp(self) -> tuple[int, int]:
+        return 2, 1000
+
+
+def test_what_was_acknowledged_without_an_offset_is_looked_up_in_its_log() -> None:
+    """An idempotent producer that sends again after an outage is told "I have it", and not where."""
+    ledger, events = Ledger(), [Event(f"e{n}", "u1", "web", 1000 * n) for n in range(3)]
+    sender = Sender("127.0.0.1:1", Traffic(Load(), 1), ledger)
+    content = [(b"u1", encode(event)) for event in events]
+    for event, offset in zip([*events, events[2]], (7, None, 9, None), strict=True):
+        sender.acked(event, Report(offset, content[events.index(event)]))
+
+    log = [Report(7, content[0]), Report(8, content[1]), Report(9, content[2]), Report(12, content[2])]
+    sender.find(lambda topic: log)
+
+    assert {i: [ack.offset for ack in acks] for i, acks in ledger.acks.items()} == {"e0": [7], "e1": [8], "e2": [9, 12]}
+    sender.acked(events[0], Report(None, content[0]))
+    with pytest.raises(AssertionError, match="lost by the broker"):
+        sender.find(lambda topic: log)
 
 
 # --- the judge alone

@@ -393,7 +393,7 @@ class Run:
         """End the load, wait for the drain, judge; and, if asked, empty Redis and see that a replay gives the same."""
         for name, code in self.fleet.ended().items():
             self.expect(False, f"{name} ended by itself with code {code}")
-        self.sender.finish()
+        self.sender.finish(Topics(self.broker.bootstrap).read)
         self._wait_readable(self.ledger.snapshot(), time.monotonic())
         seen = self._drained()
         if self._readers is not None:

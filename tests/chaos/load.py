@@ -194,6 +194,8 @@ class Sender(threading.Thread):
         self.offsets_from = 0
         """Added to offsets: those of a topic made anew come after all of its predecessor's."""
         self._busy: dict[str, tuple[str, int]] = {}
+        self._placeless: list[tuple[Event | Bad, Message, float]] = []
+        """Acknowledged without an offset, as an idempotent producer is told of what it had sent before; and when."""
         self._error: BaseException | None = None
         self._producer = Producer(
             {
@@ -238,8 +240,11 @@ class Sender(threading.Thread):
         value = encode(Event("large", "large", "web", 1_767_600_000_000))[:-1] + b',"extra":"' + b"x" * size + b'"}'
         self._send(Bad(b"large", value, "too_large"))
 
-    def finish(self, last_for: int = 200) -> None:
-        """Stop, and let every partition end with events that give a signal: those tell that all is through."""
+    def finish(self, read: Callable[[str], list[Message]], last_for: int = 200) -> None:
+        """Stop, and let every partition end with events that give a signal: those tell that all is through.
+
+        `read` gives all records of a topic, to find what was acknowledged without an offset.
+        """
         self._over.set()
         self.join(60)
         self.check()
@@ -247,6 +252,8 @@ class Sender(threading.Thread):
         for customer in list(self.ledger.distinct)[:last_for]:
             self._send(self.traffic.event(customer, poor=True))
         self._flush()
+        self.check()
+        self.find(read)
 
     def check(self) -> None:
         """Raise what ended the sender, if anything did."""
@@ -263,41 +270,67 @@ class Sender(threading.Thread):
 
     def _send(self, each: Event | Bad) -> None:
         if isinstance(each, Bad):
-            self._produce(f"{TOPIC}web", each.key, each.value, lambda e, m: self._bad_done(each, e, m))
+            self._produce(f"{TOPIC}web", each.key, each.value, each)
             return
         self.ledger.sent(each)
         channel, count = self._busy.get(each.customer, (each.channel, 0))
         self._busy[each.customer] = (channel, count + 1)
-        key = each.customer.encode()
-        self._produce(TOPIC + each.channel, key, self.traffic.encode(each), lambda e, m: self._done(each, e, m))
+        self._produce(TOPIC + each.channel, each.customer.encode(), self.traffic.encode(each), each)
 
-    def _produce(
-        self, topic: str, key: bytes | None, value: bytes | None, done: Callable[[KafkaError | None, Message], None]
-    ) -> None:
+    def _produce(self, topic: str, key: bytes | None, value: bytes | None, each: Event | Bad) -> None:
         while True:
             try:
-                self._producer.produce(topic, value, key, on_delivery=done)
+                self._producer.produce(topic, value, key, on_delivery=lambda e, m: self._told(each, e, m))
                 return
             except BufferError:
                 self._producer.poll(0.05)
 
-    def _done(self, event: Event, error: KafkaError | None, message: Message) -> None:
-        channel, count = self._busy[event.customer]
-        if count == 1:
-            del self._busy[event.customer]
-        else:
-            self._busy[event.customer] = (channel, count - 1)
-        if error is None:
-            self.ledger.acked(event, self._ack(message))
-        else:
-            self.ledger.failed += 1
+    def _told(self, each: Event | Bad, error: KafkaError | None, message: Message) -> None:
+        try:
+            self._done(each, error, message)
+        except Exception as fault:  # the client would lose which one it was
+            self._error = self._error or fault
 
-    def _bad_done(self, bad: Bad, error: KafkaError | None, message: Message) -> None:
-        if error is None:
-            self.ledger.refused(bad, self._ack(message))
-        else:
+    def _done(self, each: Event | Bad, error: KafkaError | None, message: Message) -> None:
+        if isinstance(each, Event):
+            channel, count = self._busy.pop(each.customer)
+            if count > 1:
+                self._busy[each.customer] = (channel, count - 1)
+        if error is not None:
             self.ledger.failed += 1
+        else:
+            self.acked(each, message)
 
-    def _ack(self, message: Message) -> Ack:
+    def acked(self, each: Event | Bad, message: Message) -> None:
+        """The broker has it, at the message's offset if that is told."""
+        if message.offset() is None:
+            self._placeless.append((each, message, time.monotonic()))
+        else:
+            self._placed(each, message, time.monotonic())
+
+    def _placed(self, each: Event | Bad, message: Message, at: float) -> None:
         offset = message.offset() + self.offsets_from
-        return Ack(message.topic(), message.partition(), offset, message.timestamp()[1], time.monotonic())
+        ack = Ack(message.topic(), message.partition(), offset, message.timestamp()[1], at)
+        if isinstance(each, Bad):
+            self.ledger.refused(each, ack)
+        else:
+            self.ledger.acked(each, ack)
+
+    def find(self, read: Callable[[str], list[Message]]) -> None:
+        """Look up what was acknowledged without an offset. `read` gives all records of a topic."""
+        for topic in {message.topic() for _, message, _ in self._placeless}:
+            there = [message for message in read(topic) if not self.ledger.placed(self._place(message))]
+            for each, sent, at in self._placeless:
+                if sent.topic() == topic:
+                    found = next((m for m in there if _content(m) == _content(sent)), None)
+                    assert found is not None, f"an acknowledged record is not in {topic}: lost by the broker"
+                    there.remove(found)
+                    self._placed(each, found, at)
+        self._placeless.clear()
+
+    def _place(self, message: Message) -> tuple[str, int, int]:
+        return message.topic(), message.partition(), message.offset() + self.offsets_from
+
+
+def _content(message: Message) -> tuple[int, bytes | None, bytes | None]:
+    return message.partition(), message.key(), message.value()

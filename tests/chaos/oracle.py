@@ -77,6 +77,7 @@ class Ledger:
         self.when: dict[str, list[float]] = defaultdict(list)
         """Per customer, when each of these was acknowledged."""
         self.total = 0
+        self._places: set[tuple[str, int, int]] = set()
         self._lock = threading.Lock()
 
     def sent(self, event: Event) -> None:
@@ -88,6 +89,7 @@ class Ledger:
         with self._lock:
             known = self.acks.setdefault(event.id, [])
             known.append(ack)
+            self._places.add((ack.topic, ack.partition, ack.offset))
             self.total += 1
             if len(known) == 1:
                 self.distinct[event.customer] += 1
@@ -96,6 +98,10 @@ class Ledger:
     def refused(self, bad: Bad, ack: Ack) -> None:
         with self._lock:
             self.bad[ack.topic, ack.partition, ack.offset] = bad
+
+    def placed(self, place: tuple[str, int, int]) -> bool:
+        """Whether a record at this topic, partition and offset is acknowledged."""
+        return place in self.bad or place in self._places
 
     def believed(self, event_id: str) -> Event | None:
         """An event with the time that counts: one that lies in the future is that of its receipt."""

@@ -24,6 +24,7 @@ from segue.log.port import Output
 from segue.settings import Settings
 from segue.store.connect import layout
 from segue.store.keys import METRICS
+from segue.topics import PRODUCER
 from tests.support.processes import environment
 
 WARM_UP_S = 45
@@ -97,15 +98,7 @@ def _sender(settings: Settings) -> tuple[Callable[[Iterator[Output]], None], Cal
     if settings.kafka is None:
         log = runtime.open_log(settings)
         return log.append, log.close
-    producer = Producer(
-        {
-            "bootstrap.servers": settings.kafka,
-            "log_level": 2,
-            "enable.idempotence": True,
-            "linger.ms": 2,
-            "partitioner": "murmur2_random",
-        }
-    )
+    producer = Producer({"bootstrap.servers": settings.kafka, "log_level": 2, "linger.ms": 2, **PRODUCER})
 
     def send(outputs: Iterator[Output]) -> None:
         for output in outputs:

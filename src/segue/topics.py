@@ -21,6 +21,17 @@ EVENT_TOPICS: tuple[str, ...] = tuple(EVENTS + channel for channel in CHANNELS)
 MAX_RECORD_BYTES = 4 * 1024 * 1024
 """What the topics take. Larger than any event we accept, so that an oversized one reaches the dead letters."""
 
+PRODUCER: dict[str, str | int] = {
+    "acks": "all",
+    "enable.idempotence": True,
+    # With more, the first of several may fail while a leader is being made and the next be the first that it sees.
+    # The repeated first is then "a duplicate", which the client takes for an acknowledgement (docs/adr/0014).
+    "max.in.flight.requests.per.connection": 1,
+    "partitioner": "murmur2_random",
+    "message.max.bytes": MAX_RECORD_BYTES,
+}
+"""What every producer must have, so that what is acknowledged is in the log, once and in the place of its key."""
+
 DEAD_LETTERS_MS = str(30 * 86_400_000)
 """How long a dead letter can be mended and replayed; they hold personal data, so not for ever."""
 

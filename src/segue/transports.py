@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from segue.errors import Refused, SettingsError, Undelivered
 from segue.routing import Routed
-from segue.topics import MAX_RECORD_BYTES
+from segue.topics import PRODUCER
 
 Settled = Callable[[Routed, Undelivered | None], None]
 
@@ -64,12 +64,8 @@ class KafkaTransport:
                     "linger.ms": 5,
                     "delivery.timeout.ms": _DELIVERY_MS,
                     **options,
-                    # Not to be had otherwise: order, no doubles by retries, and the collector's partitions.
                     "error_cb": self._failed,
-                    "enable.idempotence": True,
-                    "acks": "all",
-                    "partitioner": "murmur2_random",
-                    "message.max.bytes": MAX_RECORD_BYTES,
+                    **PRODUCER,  # not to be had otherwise
                 }
             )
         except KafkaException as error:

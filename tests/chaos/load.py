@@ -201,6 +201,7 @@ class Sender(threading.Thread):
             {
                 "bootstrap.servers": bootstrap,
                 "enable.idempotence": True,
+                "max.in.flight.requests.per.connection": 1,  # with more, acknowledged records can be missing
                 "linger.ms": 2,
                 "partitioner": "murmur2_random",
                 "delivery.timeout.ms": 180_000,

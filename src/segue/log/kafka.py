@@ -26,7 +26,7 @@ from segue.errors import LogUnavailable, SettingsError
 from segue.log.kafka_member import KafkaMember, produce
 from segue.log.kafka_reader import KafkaReader
 from segue.log.port import TP, Output, Record
-from segue.topics import MAX_RECORD_BYTES, Topic
+from segue.topics import PRODUCER, Topic
 
 _DELIVERY_S = 30.0
 _T = TypeVar("_T")
@@ -139,14 +139,7 @@ class KafkaLog:
                 # One thread serves the deliveries of all: callers that polled would take each other's.
                 threading.Thread(target=self._serve, name="kafka deliveries", daemon=True).start()
                 self._producer = Producer(
-                    self._common
-                    | {
-                        "enable.idempotence": True,
-                        "linger.ms": 2,
-                        "partitioner": "murmur2_random",
-                        "message.max.bytes": MAX_RECORD_BYTES,
-                        "delivery.timeout.ms": int(_DELIVERY_S * 1000),
-                    }
+                    self._common | PRODUCER | {"linger.ms": 2, "delivery.timeout.ms": int(_DELIVERY_S * 1000)}
                 )
             return self._producer
 

@@ -28,7 +28,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from segue.errors import Fenced, LogUnavailable, MemberLost
 from segue.log.port import TP, Output, Polled, Record
-from segue.topics import MAX_RECORD_BYTES
+from segue.topics import MAX_RECORD_BYTES, PRODUCER
 
 _OWNERSHIP_LOST = {
     KafkaError.ILLEGAL_GENERATION,
@@ -110,14 +110,13 @@ class KafkaMember:
         self._answers: queue.SimpleQueue[BaseException | None]
         self._producer = Producer(
             common
+            | PRODUCER
             | {
                 "transactional.id": f"{group}.{instance}",
                 "transaction.timeout.ms": 10_000,
                 "linger.ms": 0,  # commit flushes anyway
                 # A transaction that follows at once finds the last one still being completed; ask again soon.
                 "retry.backoff.ms": 2,
-                "partitioner": "murmur2_random",
-                "message.max.bytes": MAX_RECORD_BYTES,
                 "queue.buffering.max.messages": 1_000_000,
             }
         )

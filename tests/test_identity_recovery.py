@@ -10,6 +10,7 @@ import redis
 
 from segue.log.port import Output
 from segue.log.sqlite import SqliteLog
+from segue.store.keys import LAYOUT
 from segue.topics import IDENTITY, INTERACTIONS
 from tests.support.stack import EmbeddedStack
 
@@ -57,3 +58,22 @@ def test_links_that_redis_lost_are_taken_from_the_log(tmp_path: Path, meanwhile:
         assert sorted(each["identifier"]["value"] for each in links if each["kind"] == "link") == [
             "+442079460000", "anna", "anna@example.com", "ben", "carl",
         ]  # fmt: skip
+
+
+def test_an_index_that_is_emptied_under_a_running_process_is_taken_from_the_log(tmp_path: Path) -> None:
+    """By hand, say; the server goes on, and another process has laid it out again before this one looks."""
+    with EmbeddedStack(tmp_path) as stack:
+        stack.append([event(1, user_id="anna", email="anna@example.com")])
+        stack.drain()
+        stack.stop("resolve")
+        stack.start("resolve")  # its cache is empty
+        stack.append([event(2, user_id="ben")])
+        stack.drain()
+        with redis.Redis.from_url(stack.valkey.url) as client, client.pipeline() as pipe:
+            layout = client.get(LAYOUT)
+            assert isinstance(layout, bytes)
+            pipe.flushall().set(LAYOUT, layout).execute()
+        stack.append([event(3, email="anna@example.com")])
+        stack.drain()
+        whose = owners(stack)
+        assert whose["e3"] == whose["e1"]

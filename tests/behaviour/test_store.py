@@ -525,6 +525,35 @@ def test_nothing_is_read_or_claimed_on_an_index_that_may_have_gaps(valkey: Embed
     assert other.seats(["cookie_id:1"]) == {}
 
 
+def test_an_index_that_was_emptied_answers_nothing_until_it_is_filled_again(redis_client: redis.Redis) -> None:
+    one, other = index(redis_client), index(redis_client)
+    one.refill(links(("phone:1", key("a") + "e1")))
+    assert other.complete()
+    redis_client.flushdb()  # the history of the data set goes on
+    with pytest.raises(WentBack):
+        other.owners(["phone:1"])
+    with pytest.raises(WentBack):
+        other.claim({"phone:1": key("b") + "e2"})
+    assert not other.complete()
+    one.refill(links(("phone:1", key("a") + "e1")))
+    assert index(redis_client).owners(["phone:1"]) == {"phone:1": key("a") + "e1"}
+
+
+def test_an_index_that_is_emptied_while_it_is_filled_is_not_complete(redis_client: redis.Redis) -> None:
+    def emptied_half_way() -> Iterator[Batch]:
+        yield from links(("phone:1", key("a") + "e1"))
+        redis_client.flushdb()
+        yield from links(("phone:2", key("b") + "e2"))
+
+    one = index(redis_client)
+    with pytest.raises(StoreUnavailable):
+        one.refill(emptied_half_way())
+    assert not one.complete()
+    one.refill(links(("phone:1", key("a") + "e1")))
+    assert one.complete()
+    assert redis_client.ttl(PLACE.index_history()) == -1
+
+
 def test_an_identifier_in_chinese_is_found_again(redis_client: redis.Redis) -> None:
     index(redis_client).claim({"social_handle:@小李": key("a") + "订单-7"})
     assert index(redis_client).owners(["social_handle:@小李"]) == {"social_handle:@小李": key("a") + "订单-7"}

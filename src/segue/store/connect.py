@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +17,7 @@ from redis.sentinel import Sentinel
 
 from segue.errors import SettingsError, StoreUnavailable
 from segue.store.address import Address, parse
-from segue.store.keys import HOLD, LAYOUT, Layout
+from segue.store.keys import HOLD, LAYOUT, MARK, Layout
 
 SENTINEL_S = 1.0
 """How long a Sentinel may take to answer before the next one is asked."""
@@ -94,9 +95,24 @@ def _without_keys(error: redis.ResponseError) -> str:
     return str(error).rpartition(" of pipeline caused error: ")[2]
 
 
-def history(info: dict[str, Any]) -> str:
-    """The name of the data set's history, from INFO replication: another after each restart and failover."""
-    return str(info["master_replid"])
+def history(client: redis.Redis) -> str:
+    """The name of the data set's history: another after each restart, each failover, and after FLUSHALL."""
+    with reachable(), client.pipeline(transaction=False) as pipe:
+        pipe.set(MARK, uuid.uuid4().hex, nx=True)
+        ask_history(pipe)
+        return history_of(pipe.execute()[-2:])
+
+
+def ask_history(pipe: Any) -> None:
+    """Add to a pipeline the two questions whose answers `history_of` takes."""
+    pipe.info("replication")
+    pipe.get(MARK)
+
+
+def history_of(answers: list[Any]) -> str:
+    """Redis' own name (`master_replid`) stays when all keys are gone; our mark does not."""
+    info, mark = answers
+    return f"{info['master_replid']} {(mark or b'').decode()}"
 
 
 def check(client: redis.Redis) -> None:

@@ -7,9 +7,10 @@ again (the entry names the claiming event, so that the second try says so in the
 decided stands in the log twice, in each interaction and in `segue.identity`, from which an index that
 lost its memory is filled again. See docs/adr/0005.
 
-No fence covers the index, so it must know otherwise when Redis lost writes. Redis names each history of its
-data set (`master_replid`: another one after every restart and every failover). A process notes for which
-history the index is complete and asks on every round trip whether that is still the one it talks to.
+No fence covers the index, so it must know otherwise when Redis lost writes. Each history of a data set has a
+name (`store.connect.history`: another one after every restart, every failover, and when all keys are gone). A
+process notes for which history the index is complete and asks on every round trip whether that is still the one
+it talks to.
 
 An entry says whose an identifier is, since when and by which event (`entry_of`). It never changes: when customers
 merge, the record of the absorbed (`core.identity.Known`) says into whom. These records change by compare and set.
@@ -29,7 +30,7 @@ from msgspec import Struct
 from segue.core.partition import partition_of
 from segue.core.seats import Seats, together
 from segue.errors import WentBack
-from segue.store.connect import history, reachable
+from segue.store.connect import ask_history, history, history_of, reachable
 from segue.store.keys import Layout
 
 KEY_WIDTH = 36
@@ -96,11 +97,9 @@ class IdentityIndex:
 
     def complete(self) -> bool:
         """Whether the index holds everything that was committed. If not, `refill` it before use."""
-        with reachable(), self._redis.pipeline(transaction=False) as pipe:
-            pipe.info("replication")
-            pipe.get(self._layout.index_history())
-            info, noted = pipe.execute()
-        current = history(info)
+        current = history(self._redis)
+        with reachable():
+            noted: Any = self._redis.get(self._layout.index_history())
         if (noted or b"").decode() != current or self._history not in (None, current):
             return False
         self._history = current
@@ -114,8 +113,7 @@ class IdentityIndex:
         """
         self.forget()
         self._history = None
-        with reachable():
-            self._history = current = history(self._redis.info("replication"))
+        self._history = current = history(self._redis)
         for links, records, notes, seats in batches:
             self._put({self._owner(ref): entry for ref, entry in links.items()}, KEY_WIDTH)
             self._put({self._record(key): record for key, record in records.items()}, None)
@@ -273,13 +271,13 @@ class IdentityIndex:
         """One round trip, and whether Redis' data set still has the history that the index is complete for."""
         with reachable(), self._redis.pipeline(transaction=False) as pipe:
             ask(pipe)
-            pipe.info("replication")
-            *replies, info = pipe.execute()
-        return replies, self._history in (None, history(info))
+            ask_history(pipe)
+            replies = pipe.execute()
+        return replies[:-2], self._history in (None, history_of(replies[-2:]))
 
     def _require(self, same: bool) -> None:
         if not same:
-            raise WentBack("Redis restarted or failed over; its identity index may have gaps")
+            raise WentBack("Redis restarted, failed over or was emptied; its identity index may have gaps")
 
     def _keep(self, ref: str, owner: str) -> None:
         if len(self._known) >= self._limit:  # the oldest half goes; a miss costs one read

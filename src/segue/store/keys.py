@@ -13,6 +13,8 @@ from segue.core.partition import partition_of
 from segue.topics import INTERACTIONS
 
 LAYOUT = "segue:layout"
+MARK = "segue:mark"
+"""A random word, which a data set that was emptied has lost."""
 METRICS = "segue:metrics"
 REBUILD = "segue:rebuild"
 """The lock of a rebuild: one at a time."""
@@ -83,7 +85,7 @@ class Layout(Struct, frozen=True, omit_defaults=True):
         return f"segue:{self.epoch}:{{id{bucket}}}:.seats:{ref}"
 
     def index_history(self) -> str:
-        """The history of the data set (Redis' replication id) for which the identity index is complete."""
+        """The history of the data set (`store.connect.history`) for which the identity index is complete."""
         return f"segue:{self.epoch}:index-history"
 
     def progress(self, processor: str) -> str:

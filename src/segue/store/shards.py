@@ -204,8 +204,8 @@ class ShardStore:
     def report(self, caught_up: dict[str, int], metrics: bytes, instance: str) -> None:
         """Say until when (ms) each shard has applied everything, and publish this process's metrics.
 
-        Raises WentBack when Redis restarted or failed over, in silence, since the last report: a shard without
-        traffic would not find out, and call itself complete.
+        Raises WentBack when Redis restarted, failed over or was emptied, in silence, since the last report: a shard
+        without traffic would not find out, and call itself complete.
         """
         self._look()
         with reachable(), self._redis.pipeline(transaction=False) as pipe:
@@ -219,11 +219,10 @@ class ShardStore:
         fault = evicts(self._redis)
         if fault is not None:
             raise StoreUnavailable(fault)
-        with reachable():
-            found = history(self._redis.info("replication"))
+        found = history(self._redis)
         before, self._history = self._history, found
         if before not in (None, found):
-            raise WentBack("Redis restarted or failed over")
+            raise WentBack("Redis restarted, failed over or was emptied")
 
 
 def _told(connection: Any, commands: list[tuple[Argument, ...]]) -> list[Any]:

@@ -78,18 +78,24 @@ class Report(NamedTuple):
         return 2, 1000
 
 
-def test_what_was_acknowledged_without_an_offset_is_looked_up_in_its_log() -> None:
-    """An idempotent producer that sends again after an outage is told "I have it", and not where."""
+def test_what_was_sent_is_what_stands_in_the_log() -> None:
+    """An idempotent producer that sends again after an outage is told "I have it", and not where; or it gives up a
+    record that the broker has, or writes it twice."""
     ledger, events = Ledger(), [Event(f"e{n}", "u1", "web", 1000 * n) for n in range(3)]
     sender = Sender("127.0.0.1:1", Traffic(Load(), 1), ledger)
     content = [(b"u1", encode(event)) for event in events]
     for event, offset in zip([*events, events[2]], (7, None, 9, None), strict=True):
         sender.acked(event, Report(offset, content[events.index(event)]))
 
-    log = [Report(7, content[0]), Report(8, content[1]), Report(9, content[2]), Report(12, content[2])]
+    ledger.sent(events[0])
+    log = [Report(n, content[which]) for n, which in ((7, 0), (8, 1), (9, 2), (12, 2), (13, 0))]
     sender.find(lambda topic: log)
 
-    assert {i: [ack.offset for ack in acks] for i, acks in ledger.acks.items()} == {"e0": [7], "e1": [8], "e2": [9, 12]}
+    offsets = {i: [ack.offset for ack in acks] for i, acks in ledger.acks.items()}
+    assert offsets == {"e0": [7, 13], "e1": [8], "e2": [9, 12]}
+    assert ledger.untold == 1
+    with pytest.raises(AssertionError, match="lost by the broker"):
+        sender.find(lambda topic: log[1:])
     sender.acked(events[0], Report(None, content[0]))
     with pytest.raises(AssertionError, match="lost by the broker"):
         sender.find(lambda topic: log)
@@ -131,6 +137,11 @@ def _lose_an_interaction(ledger: Ledger, seen: Observed) -> None:
     del seen.interactions["e0.1"]
 
 
+def _pass_an_event_on_twice(ledger: Ledger, seen: Observed) -> None:
+    seen.interactions["e0.1"] += 1
+    ledger.sent(ledger.events["e0.1"])  # a second try of which the broker has nothing
+
+
 def _repeat_a_step(ledger: Ledger, seen: Observed) -> None:
     seen.steps.append(seen.steps[-1])
 
@@ -169,6 +180,7 @@ def _invent_a_session(ledger: Ledger, seen: Observed) -> None:
     [
         (_lose_a_step, "lost"),
         (_lose_an_interaction, "lost"),
+        (_pass_an_event_on_twice, "over"),
         (_repeat_a_step, "over"),
         (_count_twice, "over"),
         (_swap_two, "order"),

@@ -17,7 +17,7 @@ from segue.embedded.valkey import EmbeddedValkey
 from segue.errors import SettingsError, StoreUnavailable, WentBack
 from segue.store.connect import check, check_partitions, connect, held, layout, stands
 from segue.store.identity import MAX_SHARERS, Batch, IdentityIndex, bucket
-from segue.store.keys import HOLD, LAYOUT, Layout
+from segue.store.keys import HOLD, LAYOUT, MARK, Layout
 from segue.store.reader import Reader
 from segue.store.shards import Fence, ShardStore, Write, encode_fence
 from tests.support.proxy import Proxy, address_of
@@ -222,8 +222,21 @@ def test_a_redis_that_failed_over_in_silence_is_noticed_by_the_next_report(tmp_p
         proxy.switch(address_of(second.url))
         with pytest.raises(WentBack):
             store.report({"0": 7}, b"{}", "me")
-        assert client.dbsize() == 0  # it does not call complete what may not be
+        assert client.keys("*") == [MARK.encode()]  # it does not call complete what may not be
         store.report({"0": 8}, b"{}", "me")
+
+
+def test_a_redis_that_was_emptied_is_noticed_by_the_next_report_of_each_process(
+    store: ShardStore, redis_client: redis.Redis
+) -> None:
+    other = ShardStore(redis_client, PLACE, "context", "ctx")
+    for each in (store, other):
+        each.report({"0": 5}, b"{}", "me")
+    redis_client.flushdb()
+    for each in (store, other):
+        with pytest.raises(WentBack):
+            each.report({"0": 6}, b"{}", "me")
+        each.report({"0": 7}, b"{}", "me")
 
 
 def test_who_takes_over_again_after_a_failover_is_not_told_of_it_once_more(

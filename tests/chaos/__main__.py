@@ -38,7 +38,9 @@ def main() -> None:
     with World(options.keep) as world:
         for name in wanted:
             replay = not options.no_replay and options.unsafe is None
-            result = world.run(ROWS[name], seed=seed, quick=options.quick, unsafe=options.unsafe, replay=replay)
+            result = world.run(
+                ROWS[name], seed=seed, quick=options.quick, unsafe=options.unsafe, replay=replay, timed=True
+            )
             results.append(result)
             print(result.line(), flush=True)
             for note in result.verdict.notes:

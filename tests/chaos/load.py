@@ -191,8 +191,9 @@ class Sender(threading.Thread):
         self.ledger, self.traffic = ledger, traffic
         self._over = threading.Event()
         self._resting, self._rests = threading.Event(), threading.Event()
-        self.offsets_from = 0
-        """Added to offsets: those of a topic made anew come after all of its predecessor's."""
+        self._bases: Counter[str] = Counter()
+        """Added to the offsets of a topic: those of one made anew come after all of its predecessor's."""
+        self._bad: dict[tuple[bytes | None, bytes | None], Bad] = {}
         self._busy: dict[str, tuple[str, int]] = {}
         self._placeless: list[tuple[Event | Bad, Message, float]] = []
         """Acknowledged without an offset, as an idempotent producer is told of what it had sent before; and when."""
@@ -244,7 +245,7 @@ class Sender(threading.Thread):
     def finish(self, read: Callable[[str], list[Message]], last_for: int = 200) -> None:
         """Stop, and let every partition end with events that give a signal: those tell that all is through.
 
-        `read` gives all records of a topic, to find what was acknowledged without an offset.
+        `read` gives all records of a topic: what it holds is what was sent.
         """
         self._over.set()
         self.join(60)
@@ -271,6 +272,7 @@ class Sender(threading.Thread):
 
     def _send(self, each: Event | Bad) -> None:
         if isinstance(each, Bad):
+            self._bad[each.key, each.value] = each
             self._produce(f"{TOPIC}web", each.key, each.value, each)
             return
         self.ledger.sent(each)
@@ -310,28 +312,44 @@ class Sender(threading.Thread):
             self._placed(each, message, time.monotonic())
 
     def _placed(self, each: Event | Bad, message: Message, at: float) -> None:
-        offset = message.offset() + self.offsets_from
-        ack = Ack(message.topic(), message.partition(), offset, message.timestamp()[1], at)
+        ack = Ack(*self._place(message), message.timestamp()[1], at)
         if isinstance(each, Bad):
             self.ledger.refused(each, ack)
         else:
             self.ledger.acked(each, ack)
 
     def find(self, read: Callable[[str], list[Message]]) -> None:
-        """Look up what was acknowledged without an offset. `read` gives all records of a topic."""
-        for topic in {message.topic() for _, message, _ in self._placeless}:
-            there = [message for message in read(topic) if not self.ledger.placed(self._place(message))]
-            for each, sent, at in self._placeless:
-                if sent.topic() == topic:
-                    found = next((m for m in there if _content(m) == _content(sent)), None)
-                    assert found is not None, f"an acknowledged record is not in {topic}: lost by the broker"
-                    there.remove(found)
-                    self._placed(each, found, at)
-        self._placeless.clear()
+        """Make the ledger say what the log says. `read` gives all records of a topic.
+
+        A client may be told "I have it" and not where; and after an outage it may give up what the broker has, or
+        write it twice. All that counts is what stands in the log, and that nothing acknowledged is missing there.
+        """
+        for topic in (TOPIC + channel for channel in CHANNELS):
+            there = {self._place(message): message for message in read(topic)}
+            for place in self.ledger.places(topic, self._bases[topic]):
+                assert place in there, f"an acknowledged record is not in {topic}: lost by the broker"
+            for place, message in there.items():
+                if not self.ledger.placed(place):
+                    self._placed(*self._found(message))
+        assert not self._placeless, "an acknowledged record is in no topic: lost by the broker"
+
+    def _found(self, found: Message) -> tuple[Event | Bad, Message, float]:
+        """What a record of the log is, and when it was acknowledged: now, if it never was."""
+        for n, (each, sent, at) in enumerate(self._placeless):
+            if _content(sent) == _content(found):
+                del self._placeless[n]
+                return each, found, at
+        self.ledger.untold += 1
+        bad = self._bad.get((found.key(), found.value()))
+        return bad or self.ledger.events[orjson.loads(found.value())["id"]], found, time.monotonic()
+
+    def made_anew(self, topic: str) -> None:
+        """The topic's offsets begin at 0 again. While `silent`, and after `find`."""
+        self._bases[topic] += 1_000_000_000
 
     def _place(self, message: Message) -> tuple[str, int, int]:
-        return message.topic(), message.partition(), message.offset() + self.offsets_from
+        return message.topic(), message.partition(), message.offset() + self._bases[message.topic()]
 
 
-def _content(message: Message) -> tuple[int, bytes | None, bytes | None]:
-    return message.partition(), message.key(), message.value()
+def _content(message: Message) -> tuple[str, int, bytes | None, bytes | None]:
+    return message.topic(), message.partition(), message.key(), message.value()

@@ -64,7 +64,7 @@ class Bad(NamedTuple):
 
 
 class Ledger:
-    """All that was sent. What has no acknowledgement may or may not count: nobody was promised anything."""
+    """All that was sent, and where it stands in the log: that is what must be applied, once."""
 
     def __init__(self) -> None:
         self.events: dict[str, Event] = {}
@@ -72,6 +72,8 @@ class Ledger:
         self.tries: Counter[str] = Counter()
         self.bad: dict[tuple[str, int, int], Bad] = {}
         self.failed = 0
+        self.untold = 0
+        """Records of the log that no acknowledgement told of: the sender's client wrote them twice, or gave them up."""
         self.distinct: Counter[str] = Counter()
         """Acknowledged events per customer, retries not counted."""
         self.when: dict[str, list[float]] = defaultdict(list)
@@ -102,6 +104,10 @@ class Ledger:
     def placed(self, place: tuple[str, int, int]) -> bool:
         """Whether a record at this topic, partition and offset is acknowledged."""
         return place in self.bad or place in self._places
+
+    def places(self, topic: str, since: int) -> list[tuple[str, int, int]]:
+        """The acknowledged records of a topic from an offset on."""
+        return [place for place in (*self.bad, *self._places) if place[0] == topic and place[2] >= since]
 
     def believed(self, event_id: str) -> Event | None:
         """An event with the time that counts: one that lies in the future is that of its receipt."""
@@ -169,6 +175,8 @@ class Verdict:
     regressions: int = 0
     outside: int = 0
     """Retries beyond the window of event ids, which are applied again, as documented."""
+    untold: int = 0
+    """`Ledger.untold`"""
     rewinds: int = 0
     """Revisions that fell together with a new epoch: a Redis that lost writes, seen by a reader."""
     heal_s: float | None = None
@@ -213,9 +221,11 @@ def judge(ledger: Ledger, seen: Observed) -> Verdict:
 
 
 def resolved(ledger: Ledger, seen: Observed, verdict: Verdict) -> None:
-    """Every acknowledged send is one record of `segue.interactions`; a retry is another one."""
+    """Every record of an event is one record of `segue.interactions`; a retry is another one."""
     few = {i: len(a) - seen.interactions[i] for i, a in ledger.acks.items() if seen.interactions[i] < len(a)}
-    many = {i: n - ledger.tries[i] for i, n in seen.interactions.items() if n > ledger.tries[i]}
+    many = {i: n - len(ledger.acks.get(i, ())) for i, n in seen.interactions.items()}
+    many = {i: more for i, more in many.items() if more > 0}
+    verdict.untold = ledger.untold
     verdict.raise_to("lost", sum(few.values()), f"sends that resolve never passed on: {some(few)}")
     verdict.raise_to("over", sum(many.values()), f"interactions beyond the sends: {some(many)}")
 

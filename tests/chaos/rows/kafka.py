@@ -97,14 +97,17 @@ def _made_anew(run: Run, name: str, running: bool) -> None:
             for process in run.row.fleet:
                 run.fleet.stop(process)
         admin = AdminClient({"bootstrap.servers": run.broker.bootstrap})
+        topics = Topics(run.broker.bootstrap)
         if name == "segue.interactions":
-            run.earlier.append(run.observe(Topics(run.broker.bootstrap)))
+            run.earlier += topics.interactions()
+        else:
+            run.sender.find(topics.read)
+            run.sender.made_anew(name)
         count = len(admin.list_topics(name, timeout=10).topics[name].partitions)
         admin.delete_topics([name])[name].result(30)
         eventually(lambda: name not in admin.list_topics(timeout=10).topics, 30, "the topic's end")
         config = {"message.timestamp.type": "LogAppendTime"} if ".events." in name else {}
         admin.create_topics([NewTopic(name, count, 1, config=config)])[name].result(30)
-        run.sender.offsets_from += 1_000_000_000
         if not running:
             for process in run.row.fleet:
                 run.up(process)

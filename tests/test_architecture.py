@@ -32,7 +32,13 @@ LAYERS = [
 """From the inside out; a module may import from its own layer and from those before it."""
 
 ONLY_IN = {
-    "confluent_kafka": {"segue.log.kafka", "segue.log.kafka_member", "segue.log.kafka_reader", "segue.transports"},
+    "confluent_kafka": {
+        "segue.log.kafka",
+        "segue.log.kafka_ends",
+        "segue.log.kafka_member",
+        "segue.log.kafka_reader",
+        "segue.transports",
+    },
     "sqlite3": {"segue.log.sqlite"},
     "redis": {
         "segue.store",

@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
 
 from segue.errors import MemberLost
-from segue.log import kafka_member
+from segue.log import kafka_ends, kafka_member
 from segue.log.kafka import KafkaLog
+from segue.log.kafka_ends import Ends
 from segue.log.kafka_member import KafkaMember
-from segue.log.port import Output
+from segue.log.port import TP, Output
 from segue.topics import Topic
 from tests.support.kafka_broker import KafkaBroker
 from tests.support.stack import eventually
@@ -57,6 +59,44 @@ def test_a_seat_whose_broker_gives_no_sign_is_lost_and_the_next_one_works(
     after = log.join(f"g{unique}", [unique], "one")
     eventually(polled(after, lambda: bool(after._owned)), 60, "its partition")
     after.close()
+
+
+def test_who_hears_nothing_of_its_broker_is_not_at_the_end_of_its_partitions(
+    kafka_broker: KafkaBroker, unique: str
+) -> None:
+    log = KafkaLog(kafka_broker.bootstrap)
+    log.create_topics([Topic(unique, 1, {})])
+    member, tp = log.join(f"g{unique}", [unique], "one"), (unique, 0)
+    eventually(polled(member, lambda: bool(member._owned)), 30, "its partition")
+    member.start(tp, 0)
+    eventually(lambda: tp in member.poll(10, 0.1).ended, 30, "its end")
+    kafka_broker.pause()
+    eventually(lambda: tp in member.poll(10, 0.1).behind, 30, "a doubt")
+    kafka_broker.resume()
+    eventually(lambda: tp in member.poll(10, 0.1).ended, 30, "its end again")
+    member.close()
+
+
+def test_who_was_stopped_is_at_no_end_before_the_broker_says_so(
+    kafka_bootstrap: str, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came meanwhile may not have been fetched when the first poll returns."""
+    log, tp = KafkaLog(kafka_bootstrap), (unique, 0)
+    log.create_topics([Topic(unique, 1, {})])
+    log.append([Output(unique, b"k", b"v")])
+    ends = Ends(AdminClient({"bootstrap.servers": kafka_bootstrap}))
+    assert ends.doubted(True, {tp: 0}) == ([], [])
+    monkeypatch.setattr(kafka_ends, "STILL_S", 0.0)  # for however long
+    assert ends.doubted(False, {tp: 0}) == ([tp], [])
+    monkeypatch.undo()
+    ends.left()
+
+    def doubted(position: int) -> tuple[list[TP], list[TP]]:
+        answer = ends.doubted(True, {tp: position})
+        ends.left()
+        return answer
+
+    eventually(lambda: doubted(1) == ([], [tp]), 30, "an answer")
 
 
 def test_a_seat_that_is_not_told_its_offsets_is_lost(kafka_broker: KafkaBroker, unique: str) -> None:

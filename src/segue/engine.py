@@ -50,6 +50,7 @@ TIMERS_S = 0.1
 """How often the processor is asked for what time has made due. It takes two looks and a report of resolve's to
 know that a moment has passed: of the second that a timer may take, at most 0.4."""
 _POLL_S = 0.1
+_ROUND_MS = 500
 _BACKOFF_S = (0.2, 5.0)
 _SEAT_LASTS = 5
 """So many outages of the log in a row, and it is taken for the seat's own: a client may be stuck for good."""
@@ -207,8 +208,9 @@ class Engine:
         rest = self._turned_at + LINGER_S - time.monotonic()
         if rest > 0:
             time.sleep(rest)
+        before = self._clock()
         polled = self._member.poll(self._batch, _POLL_S)
-        now = self._clock()
+        now = min(self._clock(), before + _ROUND_MS)  # what came while the process was stopped is not in there
         for tp in polled.revoked:
             self._drop(tp)
             self._waiting.discard(tp)

@@ -17,16 +17,16 @@ from confluent_kafka import (
     OFFSET_BEGINNING,
     OFFSET_INVALID,
     Consumer,
-    IsolationLevel,
     KafkaError,
     KafkaException,
     Producer,
     TopicCollection,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, OffsetSpec
+from confluent_kafka.admin import AdminClient
 
 from segue.errors import Fenced, LogUnavailable, MemberLost
+from segue.log.kafka_ends import Ends
 from segue.log.port import TP, Output, Polled, Record
 from segue.topics import MAX_RECORD_BYTES, PRODUCER
 
@@ -41,9 +41,6 @@ _SEAT_LOST = {KafkaError._MAX_POLL_EXCEEDED, KafkaError._FATAL}
 
 _TRANSACTION_S = 10.0
 """How long one step of a transaction may be retried before it is given up: the broker's own limit for all of it."""
-
-_ENDS_S = 1.0
-"""How long the broker may take to say where its partitions end."""
 
 _SETTLE_S = 0.002
 """A small fetch is taken apart partition by partition within this time; then all of it is there to be ordered."""
@@ -95,6 +92,7 @@ class KafkaMember:
         self._bootstrap, self._topic = bootstrap, topics[0]
         self._heard = self._asked = time.monotonic()
         self._admin = AdminClient(common)
+        self._ends = Ends(self._admin)
         # Re-bootstrapping when all brokers are away leaves the group's coordinator behind as a handle that never ends
         # (librdkafka 2.16): seen as a commit that hangs for minutes. Without it a client that was told of no broker,
         # as one that is just starting may do, has none to ask for good: `_listen` finds that out.
@@ -184,11 +182,14 @@ class KafkaMember:
                     batch.append(message)
         for tp, batch in records.items():
             self._next[tp] = batch[-1].offset() + 1
-        behind = self._behind() if self._several and len(messages) >= _MANY else []
+        behind, surely = self._ends.doubted(first is not None, self._position())
+        if self._several and len(messages) >= _MANY:
+            behind += self._behind()
         ended += [tp for tp, batch in records.items() if self._at_end(tp, batch[-1].offset())]
-        ended = [tp for tp in ended if tp not in behind]
+        ended = [tp for tp in dict.fromkeys(ended + surely) if tp not in behind]
         assigned, self._assigned = self._assigned, []
         revoked, self._revoked = self._revoked, []
+        self._ends.left()
         return Polled(records, assigned, revoked, ended, behind)
 
     def _listen(self, heard: bool) -> None:
@@ -210,15 +211,10 @@ class KafkaMember:
         A fetch brings partitions one after another, so that another one's older records may still be under
         way, though it was at its end a moment ago. The broker's ends, asked for now, tell.
         """
-        wanted = {TopicPartition(*tp): OffsetSpec.latest() for tp in self._active}
-        try:
-            found = self._admin.list_offsets(
-                wanted, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=_ENDS_S
-            )
-            ends = {(p.topic, p.partition): future.result(_ENDS_S).offset for p, future in found.items()}
-        except (KafkaException, TimeoutError):  # a leader moves: go on as the consumer sees it
-            return []
-        return [tp for tp, end in ends.items() if end > self._next.get(tp, 0)]
+        return [tp for tp, end in self._ends.now(self._active).items() if end > self._next.get(tp, 0)]
+
+    def _position(self) -> dict[TP, int]:
+        return {tp: self._next.get(tp, 0) for tp in self._active}
 
     def _at_end(self, tp: TP, offset: int) -> bool:
         """Whether the last fetch already said that nothing follows, without waiting for the next to say so."""

@@ -1,0 +1,81 @@
+"""Where Kafka's partitions end, and whether a consumer that was at their ends still is.
+
+A consumer says once that it has read a partition to its end. That goes on to be true as long as new records come in
+by themselves: not over a time in which the process was stopped, and not while the way to the broker brings nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
+from typing import Any
+
+from confluent_kafka import IsolationLevel, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
+
+from segue.log.port import TP
+
+_ENDS_S = 1.0
+"""How long the broker may take to say where its partitions end."""
+
+STILL_S, QUIET_S = 0.3, 1.0
+"""Who was stopped for so long, or heard nothing for so long, may be behind without knowing it."""
+
+
+class Ends:
+    """The committed ends of partitions, as the broker tells them."""
+
+    def __init__(self, admin: AdminClient) -> None:
+        self._admin = admin
+        self._question: dict[TopicPartition, Future[Any]] = {}
+        self._certain = self._left = time.monotonic()
+
+    def now(self, tps: Iterable[TP]) -> dict[TP, int]:
+        """Ask and wait, 4 ms as a rule. Empty when a leader moves: then go on as the consumer sees it."""
+        try:
+            return {(p.topic, p.partition): f.result(_ENDS_S).offset for p, f in self._ask(tps).items()}
+        except (KafkaException, TimeoutError):
+            return {}
+
+    def doubted(self, heard: bool, position: Mapping[TP, int]) -> tuple[list[TP], list[TP]]:
+        """The partitions that are not, or perhaps not, at their end any more, and those that surely are.
+
+        To be called when a poll has heard something, or nothing; `position` is what comes next of each partition.
+        Never waits: the broker is asked in good time, and the answer is there at a later poll.
+        """
+        now = time.monotonic()
+        if now - self._left > STILL_S:
+            self._certain, self._question = now - 2 * QUIET_S, {}  # an answer may be from before
+        elif heard and now - self._certain <= QUIET_S:
+            self._certain = now
+        if position and now - self._certain > QUIET_S / 2:
+            ends = self._answer(position)
+            if ends:
+                self._certain = now
+                behind = [tp for tp, at in position.items() if ends.get(tp, at) > at]
+                return behind, [tp for tp in ends if tp in position and tp not in behind]
+        return (list(position) if now - self._certain > QUIET_S else []), []
+
+    def left(self) -> None:
+        """The poll is over: from now on whatever keeps this process from the next one is counted."""
+        self._left = time.monotonic()
+
+    def _ask(self, tps: Iterable[TP]) -> dict[TopicPartition, Future[Any]]:
+        wanted = {TopicPartition(*tp): OffsetSpec.latest() for tp in tps}
+        found: dict[TopicPartition, Future[Any]] = self._admin.list_offsets(
+            wanted, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=_ENDS_S
+        )
+        return found
+
+    def _answer(self, tps: Iterable[TP]) -> dict[TP, int]:
+        """What the broker said to the question of an earlier call, or nothing yet."""
+        if not self._question:
+            self._question = self._ask(tps)
+        if not all(future.done() for future in self._question.values()):
+            return {}
+        answered, self._question = self._question, {}
+        try:
+            return {(p.topic, p.partition): future.result().offset for p, future in answered.items()}
+        except KafkaException:
+            return {}

@@ -77,7 +77,7 @@ class Settings(BaseSettings):
     """A rule file of your own instead of the shipped one."""
     instance: str | None = None
     """Name of this process among its group. Give it a name that survives a restart (a pod's ordinal): it then takes
-    its partitions again at once, after a kill too; those of one that stays away pass to others after 10 s. Not set: a
+    its partitions again at once, after a kill too; those of one that stays away pass to others after 6 s. Not set: a
     new name each start."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

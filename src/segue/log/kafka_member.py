@@ -132,7 +132,7 @@ class KafkaMember:
                 "auto.offset.reset": "earliest",
                 "partition.assignment.strategy": "cooperative-sticky",
                 "enable.partition.eof": True,
-                "session.timeout.ms": 10_000,
+                "session.timeout.ms": 6000,  # the least that brokers allow: how long a lost process is waited for
                 "heartbeat.interval.ms": 1000,
                 "fetch.wait.max.ms": 100,
                 "queued.max.messages.kbytes": 32_768,  # bounds what waits in memory, per consumer

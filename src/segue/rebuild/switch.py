@@ -41,7 +41,7 @@ NEAR_RECORDS = 5000
 """So close behind live processing the hold begins: its tail is then a fraction of a second."""
 PASSES = 50
 LEAVE_S = 60.0
-"""How long processors may take to leave their groups; one that was killed is gone after ten seconds."""
+"""How long processors may take to leave their groups; one that was killed is gone after six seconds."""
 _LOOK_S = 0.1
 _FLIPS = 20
 _UNLINK = 1000

@@ -74,7 +74,7 @@ def zombie(run: Run) -> None:
             eventually(lambda name=name: run.fleet.stopped(name), 60, f"{name} at its point")
             before = before or run.store.epochs("context")
             run.count("pauses")
-        run.sleep(12 if run.quick else 15)  # their sessions end after ten
+        run.sleep(12 if run.quick else 15)  # their sessions end after six
         after = run.store.epochs("context")
         raised = sum(after[key] > epoch for key, epoch in before.items())
         run.count("taken over", raised)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bench.footprint import memory, restore
 from bench.latency import latency
+from bench.merges import merges
 from bench.peers.run import peers, peers_latency
 from bench.report import Report, console
 from bench.speed import full, guarantee, throughput
@@ -39,6 +40,7 @@ def sections(given: argparse.Namespace) -> dict[str, list[Callable[[Report], Non
                 partial(peers, count=given.events // 2, customers=hot),
                 partial(peers_latency, rate=given.peers_rate, seconds=given.seconds, customers=hot),
             ],
+            "merges": [merges],
             "memory": [partial(memory, customers=given.memory_customers)],
         }
     return found
@@ -46,7 +48,7 @@ def sections(given: argparse.Namespace) -> dict[str, list[Callable[[Report], Non
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    names = ("throughput", "full", "guarantee", "restore", "peers", "memory", "latency", "timers")
+    names = ("throughput", "full", "guarantee", "restore", "peers", "memory", "latency", "timers", "merges")
     parser.add_argument("--only", nargs="*", choices=names, default=names, help="sections; default: all")
     parser.add_argument("--stack", choices=("kafka", "embedded", "both"), default="both")
     parser.add_argument("--events", type=int, default=200_000, help="of each run")

@@ -111,14 +111,15 @@ def _sender(settings: Settings) -> tuple[Callable[[Iterator[Output]], None], Cal
 class Watcher:
     """Reads the documents of marked events until each shows its event: what a reader sees, from send to readable.
 
-    It has nothing from the processors, so it tells whether what they measure is true. Ten events a second.
+    It has nothing from the processors, so it tells whether what they measure is true. An event every `every_s`.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, every_s: float = 0.1) -> None:
+        self._every_s = every_s
         self._client = runtime.open_redis(settings)
         self._layout = layout(self._client, settings.partitions)
         self._waiting: dict[bytes, tuple[str, float]] = {}
-        self._took_ms: list[float] = []
+        self.took_ms: list[float] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watcher", daemon=True)
 
@@ -131,10 +132,10 @@ class Watcher:
         self._thread.join()
 
     def marking(self, source: Iterator[Output], first: int) -> Iterator[Output]:
-        """Pass events on, and watch one each tenth of a second. `first` is the number of the first."""
+        """Pass events on, and watch one now and then. `first` is the number of the first."""
         marked = 0.0
         for n, output in enumerate(source, first):
-            if time.perf_counter() >= marked + 0.1:
+            if time.perf_counter() >= marked + self._every_s:
                 marked = time.perf_counter()
                 key = customer_key(n % CUSTOMERS)
                 shard = str(partition_of(key.encode(), self._layout.partitions))
@@ -149,15 +150,15 @@ class Watcher:
                 now = time.perf_counter()
                 for (mark, (_, since)), raw in zip(waiting.items(), found, strict=True):  # type: ignore[arg-type]
                     if raw is not None and mark in raw:
-                        self._took_ms.append((now - since) * 1000)
+                        self.took_ms.append((now - since) * 1000)
                         del self._waiting[mark]
             time.sleep(0.002)
 
     def found(self) -> Row:
         """Quantiles of what was seen; events that never showed are counted."""
-        if len(self._took_ms) < 20:
+        if len(self.took_ms) < 20:
             return {"seen from outside p50 ms": None}
-        cut = statistics.quantiles(self._took_ms, n=100)
+        cut = statistics.quantiles(self.took_ms, n=100)
         seen: Row = {"seen from outside p50 ms": cut[49], "seen p95 ms": cut[94]}
         return seen | ({"never seen": len(self._waiting)} if self._waiting else {})
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import orjson
 from rich.console import Console
@@ -30,11 +31,16 @@ class Report:
         self._before = _ticks()
 
     def add(self, section: str, row: Row) -> None:
-        """`stolen` is the share of all cores that the hypervisor gave to others since the row before."""
-        stolen, every = _ticks()
-        if every - self._before[1] > 100:  # rows that are added together were measured together
-            row = row | {"stolen %": 100 * (stolen - self._before[0]) / (every - self._before[1])}
-            self._before = stolen, every
+        """Of all cores since the row before: `stolen` is what the hypervisor gave to other machines, `others` what
+        processes took that are not of this run."""
+        now = _ticks()
+        spent = now.every - self._before.every
+        if spent > 100:  # rows that are added together were measured together
+            row = row | {
+                "stolen %": 100 * (now.stolen - self._before.stolen) / spent,
+                "others %": max(0.0, 100 * (now.others - self._before.others) / spent),
+            }
+            self._before = now
         self.sections.setdefault(section, []).append(row)
         console.print(f"[dim]{section}: " + ", ".join(f"{name} {shown(cell)}" for name, cell in row.items()) + "[/]")
 
@@ -64,13 +70,39 @@ class Report:
         console.print(f"[dim]written: {path}[/]")
 
 
-def _ticks() -> tuple[int, int]:
-    """Ticks of all cores since the start: those stolen (`man 5 proc`), and all. Zeros where the system does not say."""
+class _Ticks(NamedTuple):
+    """Of all cores since the start of the machine; zeros where the system does not say (`man 5 proc`)."""
+
+    every: int = 0
+    stolen: int = 0
+    others: int = 0
+
+
+def _ticks() -> _Ticks:
     try:
         ticks = [int(each) for each in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        idle, waiting, stolen = ticks[3], ticks[4], ticks[7]
+        return _Ticks(sum(ticks), stolen, sum(ticks) - idle - waiting - stolen - _ours())
     except (OSError, ValueError):
-        return 0, 0
-    return ticks[7], sum(ticks)
+        return _Ticks()
+
+
+def _ours() -> int:
+    """Ticks of this process and of all that it started, ended ones included."""
+    spent: dict[int, int] = {}
+    parents: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has just ended
+            fields = path.read_text().rpartition(")")[2].split()
+            pid = int(path.parent.name)
+            parents[pid], spent[pid] = int(fields[1]), sum(map(int, fields[11:15]))
+    return sum(ticks for pid, ticks in spent.items() if _descends(pid, parents))
+
+
+def _descends(pid: int, parents: dict[int, int]) -> bool:
+    while pid not in (0, os.getpid()):
+        pid = parents.get(pid, 0)
+    return bool(pid)
 
 
 def shown(cell: Cell) -> str:

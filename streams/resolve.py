@@ -24,7 +24,7 @@ from segue.identity_records import IdentityRecord, committed
 from segue.log.port import TP, Log, Output, Record
 from segue.normalise import normalise
 from segue.resolution import Arrival, Order, Resolution
-from segue.routing import NO_USABLE_IDENTIFIER
+from segue.routing import unusable
 from segue.store.identity import IdentityIndex
 from segue.store.resp import Pieces
 from segue.store.shards import Fence
@@ -34,14 +34,17 @@ _encode = msgspec.json.Encoder().encode
 _decode_command = msgspec.json.Decoder(Command).decode
 
 Found = Arrival | Order | Rejected
-_Names = tuple[str, ...]
+_Named = tuple[tuple[Identifier, ...], tuple[str, ...], tuple[str, ...]]
+"""Usable identifiers, their names (`type:value`), and those of devices."""
 
 
 @lru_cache(maxsize=50_000)
-def _named(given: tuple[Identifier, ...], region: str | None) -> tuple[tuple[Identifier, ...], _Names, _Names]:
-    """The usable identifiers of an event, their names, and those of devices. A customer's next event nearly always
-    names the same."""
+def _named(given: tuple[Identifier, ...], region: str | None) -> _Named | Rejected:
+    """What an event names, or why it cannot be used. A customer's next event nearly always names the same."""
     identifiers = normalise(given, region)
+    why = unusable(identifiers)
+    if why is not None:
+        return why
     refs = tuple(identity.ref(identifier) for identifier in identifiers)
     return identifiers, refs, tuple(r for i, r in zip(identifiers, refs, strict=True) if identity.is_device(i))
 
@@ -122,9 +125,10 @@ def check(record: Record, channel: str, region: str | None) -> Arrival | Rejecte
         return event
     if event.channel != channel:
         return Rejected("wrong_topic", "$.channel", f"publish {event.channel} events to {EVENTS}{event.channel}")
-    identifiers, refs, devices = _named(event.data.identifiers, region)
-    if not identifiers:
-        return NO_USABLE_IDENTIFIER
+    named = _named(event.data.identifiers, region)
+    if isinstance(named, Rejected):
+        return named
+    identifiers, refs, devices = named
     return Arrival(event, identifiers, refs, record.timestamp()[1], devices=devices)
 
 

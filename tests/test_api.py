@@ -294,6 +294,12 @@ BAD_EVENTS: dict[str, tuple[bytes, int, str, str]] = {
         "missing_identifiers",
         "$.data.identifiers",
     ),
+    "two people in one event": (
+        raw(data={"identifiers": [{"type": "user_id", "value": "1a"}, {"type": "user_id", "value": "2b"}]}),
+        400,
+        "contradictory_identifiers",
+        "$.data.identifiers",
+    ),
     "an unknown channel": (raw(channel="fax"), 400, "unknown_channel", "$.channel"),
     "a time without a zone": (raw(time="2026-03-01T09:30:00"), 400, "time_without_zone", "$.time"),
     "2 MB": (

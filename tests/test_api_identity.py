@@ -66,7 +66,7 @@ def test_a_merge_and_its_undoing_are_ordered_and_done(api: httpx.Client, shop: S
     pair = [USER, "cookie_id:kiosk"]
     keys = [shop.context(each)["customer_key"] for each in pair]
     dry = api.post("/v1/identity/merges", json={"identifiers": pair, "dry_run": True})
-    assert (dry.status_code, dry.json()) == (200, {"would_merge": keys})
+    assert (dry.status_code, dry.json()) == (200, {"would_merge": {"survivor": keys[0], "absorbed": keys[1]}})
     assert commands(shop) == []
     ordered = api.post("/v1/identity/merges", json={"identifiers": pair})
     assert ordered.status_code == 202

@@ -79,10 +79,15 @@ def test_whoever_chooses_one_of_them_or_names_a_person_is_answered(api: httpx.Cl
     assert key_of(api, ANNA) != key_of(api, BEN)
 
 
-def test_a_unique_identifier_is_never_ambiguous_even_when_somebody_else_named_it(api: httpx.Client, shop: Shop) -> None:
+def test_an_event_that_names_two_people_is_neithers_and_both_are_read_as_before(api: httpx.Client, shop: Shop) -> None:
     shop.event("!" + ANNA, "!" + BEN)
-    assert {record["identifier"]["type"] for record in shop.said("candidate")} == {"phone", "user_id"}
+    shop.event("!" + ANNA, "user_id:cleo")
+    assert [dict(letter.headers() or ())["segue.err.code"] for letter in shop.letters()] == [
+        b"contradictory_identifiers", b"contradictory_identifiers",
+    ]  # fmt: skip
+    assert (shop.timeline(ANNA), shop.timeline(BEN)) == (["e1"], ["e2"])
     assert read(api, BEN).status_code == read(api, ANNA).status_code == 200
+    assert read(api, "user_id:cleo").status_code == 404
 
 
 def test_two_users_of_a_number_who_turn_out_to_be_one_person_are_one_answer(api: httpx.Client, shop: Shop) -> None:

@@ -9,15 +9,16 @@ from typing import Any
 
 import httpx
 import msgspec
+import orjson
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from segue.client import Client, SeveralUndelivered, event
-from segue.core.event import Event, Identifier, decode
+from segue.core.event import Event, Rejected, decode
 from segue.core.partition import partition_of
 from segue.errors import Refused, SettingsError, Undelivered
-from segue.routing import Routed, in_order, names_of, route
+from segue.routing import NO_USABLE_IDENTIFIER, Routed, in_order, route
 from segue.settings import Settings
 from segue.topics import event_topic
 from tests.support.stack import ApiServer, EmbeddedStack
@@ -131,10 +132,24 @@ def test_the_client_wants_exactly_one_address() -> None:
 
 
 def test_the_routing_key_is_the_strongest_identifier_in_one_spelling() -> None:
-    found = names_of((Identifier("device_id", "d1"), Identifier("email", " Ana@Example.COM ")))
-    assert found == ("email:ana@example.com", "device_id:d1")
-    assert names_of((Identifier("phone", "138 0013 8000"),), "CN") == ("phone:+8613800138000",)
-    assert names_of((Identifier("phone", "138 0013 8000"),)) == ()
+    found = sent_with({"type": "device_id", "value": "d1"}, {"type": "email", "value": " Ana@Example.COM "})
+    assert isinstance(found, Routed)
+    assert found.names == ("email:ana@example.com", "device_id:d1")
+    assert found.key == b"email:ana@example.com"
+    number = {"type": "phone", "value": "138 0013 8000"}
+    national = sent_with(number, region="CN")
+    assert isinstance(national, Routed)
+    assert national.names == ("phone:+8613800138000",)
+    assert sent_with(number) == NO_USABLE_IDENTIFIER
+
+
+def sent_with(*identifiers: dict[str, str], region: str | None = None) -> Routed | Rejected:
+    """What becomes of an event with these identifiers."""
+    event = {
+        "specversion": "1.0", "id": "e1", "source": "/shop", "type": "page.viewed", "channel": "web",
+        "time": "2026-03-01T09:00:00Z", "data": {"identifiers": identifiers},
+    }  # fmt: skip
+    return route(orjson.dumps(event), region)
 
 
 def routed(channel: str, value: str, **identifiers: str) -> Routed:

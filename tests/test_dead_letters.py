@@ -39,6 +39,9 @@ BAD: dict[str, tuple[bytes | None, bytes | None, str, str]] = {
     "a placeholder for an identifier": (
         KEY, orjson.dumps(good("junk", data={"identifiers": [{"type": "user_id", "value": "null"}]})),
         "missing_identifiers", "$.data.identifiers"),
+    "two people in one event": (
+        KEY, orjson.dumps(good("two", data={"identifiers": [{"type": "user_id", "value": v} for v in ("u1", "u2")]})),
+        "contradictory_identifiers", "$.data.identifiers"),
     "unknown channel": (KEY, orjson.dumps(good("fax", channel="fax")), "unknown_channel", "$.channel"),
     "a time without a zone": (
         KEY, orjson.dumps(good("zone", time="2026-01-05T09:00:00")), "time_without_zone", "$.time"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,12 +13,15 @@ import orjson
 import pytest
 import redis
 
-from segue.core.identity import MAX_ABSORBED
+from segue.cli import identity as cli
+from segue.core.event import Identifier
+from segue.core.identity import MAX_ABSORBED, REFUSALS
 from segue.core.lineage import Command
-from segue.log.port import Output
+from segue.log.port import Output, Record
 from segue.log.sqlite import SqliteLog
+from segue.orders import Plan, give, unmerging
 from segue.store.reader import Reader
-from segue.topics import COMMANDS, IDENTITY, JOURNEY_STEPS, SIGNALS, event_topic
+from segue.topics import COMMANDS, DEAD_LETTERS, IDENTITY, JOURNEY_STEPS, SIGNALS, event_topic
 from tests.support.processes import environment
 from tests.support.stack import EmbeddedStack
 
@@ -88,6 +92,13 @@ class Shop:
         log = SqliteLog(self.stack.settings.data_dir / "log.sqlite")
         try:
             return [orjson.loads(record.value() or b"{}") for record in log.read(topic)]
+        finally:
+            log.close()
+
+    def letters(self) -> list[Record]:
+        log = SqliteLog(self.stack.settings.data_dir / "log.sqlite")
+        try:
+            return list(log.read(DEAD_LETTERS))
         finally:
             log.close()
 
@@ -186,14 +197,87 @@ def test_the_command_line_shows_the_graph_and_takes_an_operators_word(shop: Shop
     would = ask(stack, "unmerge", COOKIE, "--dry-run")["would_leave"]
     assert (would["identifiers"], would["interactions"]) == ([COOKIE], 1)
     assert shop.timeline(USER) == ["e1", "e2", "e4", "e5"]
-    assert "accepted" in ask(stack, "unmerge", COOKIE)
-    shop.settle()
-    assert shop.timeline(USER) == ["e1", "e4", "e5"]
-    assert "not merged" in ask(stack, "unmerge", COOKIE)
-    assert "accepted" in ask(stack, "merge", USER, COOKIE)
-    shop.settle()
+    said = ask(stack, "unmerge", COOKIE)
+    assert shop.timeline(USER) == ["e1", "e4", "e5"], "what is said to be done can be read"
+    assert ("taken out" in said, "拆分完成" in said) == (True, True)
+    would = ask(stack, "merge", COOKIE, USER, "--dry-run")["would_merge"]
+    assert (would["survivor"], would["absorbed"]) == (shown["customer_key"], shop.context(COOKIE)["customer_key"])
+    said = ask(stack, "merge", USER, COOKIE)
     assert shop.timeline(COOKIE) == ["e1", "e2", "e4", "e5"]
-    assert "no customer" in ask(stack, "show", "user_id:nobody")
+    assert ("merged" in said, "合并完成" in said) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (("show", "user_id:nobody"), "identifier: no customer has this identifier\n没有客户使用此标识"),
+        (("candidates", "user_id:nobody"), "identifier: no customer has this identifier"),
+        (("merge", USER, "user_id:nobody"), "other: no customer has this identifier"),
+        (("merge", USER, "cookie_id:ours"), "other: these identifiers are of one customer already"),
+        (("merge", USER, USER), "other: these identifiers are of one customer already"),
+        (("merge", USER, "user_id:ben"), "other: they have unlike unique identifiers"),
+        (("merge", "cookie_id:ours", "user_id:ben", "--dry-run"), "双方的唯一标识不同"),
+        (("unmerge", "user_id:nobody"), "identifier: no customer has this identifier"),
+        (("unmerge", COOKIE), "identifier: this identifier's customer is not merged into another"),
+        (("unmerge", "user_id:ben", "--dry-run"), "该标识的客户当前未并入其他客户"),
+        (("unmerge", "anna"), "write type:value"),
+    ],
+)
+def test_what_cannot_be_done_is_said_at_once_with_what_to_do_in_both_languages(
+    refusing: Shop, command: tuple[str, ...], says: str
+) -> None:
+    before = len(refusing.records(COMMANDS))
+    assert says in ask(refusing.stack, *command)
+    assert len(refusing.records(COMMANDS)) == before
+
+
+@pytest.fixture(scope="module")
+def refusing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    """Anna and her cookie are one; Ben is another; and a tablet was taken out of Anna's customer again."""
+    with EmbeddedStack(tmp_path_factory.mktemp("refusing")) as stack:
+        shop = Shop(stack)
+        shop.event("!" + USER)
+        shop.event(COOKIE)
+        shop.event("cookie_id:ours")
+        shop.event("!" + USER, COOKIE)
+        shop.event("!" + USER, "cookie_id:ours")
+        shop.event("!user_id:ben")
+        shop.command("unmerge", COOKIE)
+        yield shop
+
+
+def test_an_order_that_resolve_refuses_is_said_to_be_refused_and_why(shop: Shop, stack: EmbeddedStack) -> None:
+    shop.event("!" + USER)
+    shop.event(COOKIE)
+    shop.event("!" + USER, COOKIE)
+    plan = shop.reader.run(lambda queries: unmerging(queries, (Identifier("cookie_id", "tablet"), "identifier")))
+    assert isinstance(plan, Plan)
+    shop.command("unmerge", COOKIE)  # by somebody else, meanwhile
+    log = SqliteLog(stack.settings.data_dir / "log.sqlite")
+    try:
+        said = give(log, plan, 20)
+    finally:
+        log.close()
+    assert said is not None
+    assert (said.kind, said.reason, said.event_id) == ("refused", "not_merged", plan.command.command_id)
+
+
+def test_every_refusal_is_said_in_both_languages_and_what_does_not_run_is_said_too(
+    shop: Shop, stack: EmbeddedStack, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert all(re.search("[\u4e00-\u9fff]", chinese) for _, chinese in REFUSALS.values())
+    shop.event("!" + USER)
+    shop.event(COOKIE)
+    stack.stop("resolve")
+    for name, value in environment(stack.settings).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(cli, "PATIENCE_S", 0.2)
+    cli.merge_command(USER, COOKIE)
+    said = capsys.readouterr().out
+    assert ("not done yet" in said, "尚未完成" in said) == (True, True)
+    stack.start("resolve")
+    shop.settle()
+    assert shop.timeline(COOKIE) == ["e1", "e2"]
 
 
 def test_an_operator_merges_two_but_not_two_people_with_names(shop: Shop) -> None:
@@ -205,9 +289,13 @@ def test_an_operator_merges_two_but_not_two_people_with_names(shop: Shop) -> Non
     shop.command("merge", "email:anna@example.com", "user_id:ben")
     shop.command("unmerge", "user_id:ben")
     shop.command("unmerge", "user_id:nobody")
-    assert sorted(record["reason"] for record in shop.said("refused")) == [
-        "another_person", "not_merged", "unknown_identifier",
+    shop.command("merge", USER, USER)
+    shop.command("merge", "email:anna@example.com", USER)
+    assert sorted((record["event_id"], record["reason"]) for record in shop.said("refused")) == [
+        ("c2", "another_person"), ("c3", "not_merged"), ("c4", "unknown_customer"), ("c5", "same_customer"),
+        ("c6", "same_customer"),
     ]  # fmt: skip
+    assert all(record["reason"] in REFUSALS for record in shop.said("refused"))
     assert shop.timeline("user_id:ben") == ["e3"]
 
 

@@ -57,7 +57,7 @@ def committed(read: Callable[[], Iterable[Record]]) -> Iterator[Batch]:
     notes: dict[tuple[str, str], str] = {}
     seats: dict[str, Seats] = {}
     kept: dict[str, Known] = {key: Known() for key in related}
-    for found in _identity_records(read()):
+    for found in records_of(read()):
         key, identifier = found.customer_key, found.identifier
         if identifier is None:
             continue
@@ -86,7 +86,7 @@ def committed(read: Callable[[], Iterable[Record]]) -> Iterator[Batch]:
 
 def adds_only(records: Iterable[Record]) -> bool:
     """Whether these records of `segue.identity` only add to an index, and change nothing that it has already."""
-    for found in _identity_records(records):
+    for found in records_of(records):
         if found.merge is not None:
             return False
         named = found.kind == "link" and found.identifier is not None and found.identifier.type in identity.UNIQUE
@@ -95,7 +95,8 @@ def adds_only(records: Iterable[Record]) -> bool:
     return True
 
 
-def _identity_records(records: Iterable[Record]) -> Iterator[IdentityRecord]:
+def records_of(records: Iterable[Record]) -> Iterator[IdentityRecord]:
+    """What records of `segue.identity` say."""
     for record in records:
         raw = record.value()
         if raw is not None:
@@ -106,7 +107,7 @@ def _merges(records: Iterable[Record]) -> tuple[dict[str, Merge], dict[Merge, st
     """The merges that hold, by the absorbed; and those that were undone, with the command."""
     merges: dict[str, Merge] = {}
     undone: dict[Merge, str] = {}
-    for found in _identity_records(records):
+    for found in records_of(records):
         if found.merge is None:
             continue
         if found.kind == "merge":

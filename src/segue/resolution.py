@@ -261,7 +261,7 @@ class Resolution:
     def _obey(self, order: Order, owners: dict[str, str]) -> Merge | str:
         """Do what an operator asks for; what this very command did in an attempt that was not committed counts."""
         if any(ref not in owners for ref in order.refs):
-            return "unknown_identifier"
+            return "unknown_customer"
         keys = [owners[ref] for ref in order.refs]
         act = self._unmerged if order.command.action == "unmerge" else self._merged
         return act(order, keys)
@@ -285,10 +285,9 @@ class Resolution:
             if known.into is not None and known.into.event_id == command_id:
                 return known.into
         one, two = self._root(keys[0]), self._root(keys[-1])
-        if one.key == two.key:
-            return "the_same"
-        if identity.unlike(one.known, two.known):
-            return "another_person"
+        refused = identity.objection(one, two)
+        if refused is not None:
+            return refused
         elder, younger = identity.by_age(one, two)
         merge = Merge(elder.key, younger.key, command_id, order.at_ms, "operator", "verified", elder_ms=elder.born_ms)
         self._now |= identity.united(elder, younger, merge)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from msgspec import Struct
 
 from segue.core.event import Event, Identifier, Rejected, decode
-from segue.core.identity import ref
+from segue.core.identity import contradictory, ref
 from segue.log.port import Output
 from segue.normalise import normalise
 from segue.topics import event_topic
@@ -20,6 +20,12 @@ NO_USABLE_IDENTIFIER = Rejected(
     "missing_identifiers",
     "$.data.identifiers",
     "no usable identifier: placeholders, malformed addresses and numbers name nobody",
+)
+CONTRADICTORY = Rejected(
+    "contradictory_identifiers",
+    "$.data.identifiers",
+    "two user_ids: an event is about one person. Send an event for each; a second account of one person is an "
+    "external_id",
 )
 
 
@@ -45,22 +51,26 @@ class Routed(Struct, frozen=True):
         return Output(self.topic, self.key, self.raw)
 
 
-def names_of(identifiers: tuple[Identifier, ...], region: str | None = None) -> tuple[str, ...]:
-    """The usable identifiers, normalised, as `type:value`, strongest first.
-
-    `region` reads phone numbers written without a country code (`Settings.phone_region`).
-    """
-    return tuple(ref(identifier) for identifier in normalise(identifiers, region))
+def unusable(identifiers: tuple[Identifier, ...]) -> Rejected | None:
+    """Why these identifiers, normalised, cannot say whose an event is; None when they can."""
+    if not identifiers:
+        return NO_USABLE_IDENTIFIER
+    return CONTRADICTORY if contradictory(identifiers) else None
 
 
 def route(raw: bytes, region: str | None = None) -> Routed | Rejected:
-    """Check one event and say where it goes. Never raises for what a sender can send."""
+    """Check one event and say where it goes. Never raises for what a sender can send.
+
+    `region` reads phone numbers written without a country code (`Settings.phone_region`).
+    """
     event = decode(raw)
     if isinstance(event, Rejected):
         return event
-    names = names_of(event.data.identifiers, region)
-    if not names:
-        return NO_USABLE_IDENTIFIER
+    identifiers = normalise(event.data.identifiers, region)
+    why = unusable(identifiers)
+    if why is not None:
+        return why
+    names = tuple(ref(identifier) for identifier in identifiers)
     return Routed(event, event_topic(event.channel), names[0].encode(), raw, names)
 
 

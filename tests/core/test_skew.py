@@ -94,6 +94,27 @@ def test_one_clock_in_the_future_makes_no_later_event_late() -> None:
     assert customer.spans == [(0, 2 * MINUTE, 3)]
 
 
+@pytest.mark.parametrize(
+    ("time", "sent_at"),
+    [
+        ("0001-01-01T00:00:00+14:00", None),
+        ("1969-12-31T23:59:59Z", None),
+        ("1970-01-01T00:00:00Z", None),
+        ("2026-03-01T10:00:00Z", "9999-12-31T23:59:59Z"),
+        ("9999-12-31T23:59:59-14:00", None),
+    ],
+)
+def test_a_time_when_nobody_could_send_is_when_it_was_received_and_says_so(time: str, sent_at: str | None) -> None:
+    received = to_ms(datetime.fromisoformat("2026-03-01T10:00:00Z"))
+    found = entry(time, received, **({} if sent_at is None else {"sent_at": sent_at}))
+    assert found.event_time_ms == received
+    assert found.skew_ms == received - to_ms(datetime.fromisoformat(time))
+
+
+def test_a_clock_that_was_never_set_is_believed_as_the_past_is() -> None:
+    assert event_time(1, None, T0) == 1
+
+
 @pytest.mark.parametrize("year", ["0001", "1970", "1999"])
 def test_an_event_of_the_far_past_is_kept_and_moves_nothing_of_the_present(year: str) -> None:
     customer = Customer()

@@ -107,7 +107,9 @@ class OrderAnswer(BaseModel):
 class PlanAnswer(BaseModel):
     """What a command would do; nothing was done."""
 
-    would_merge: list[str] = Field([], description="The keys of the two customers.")
+    would_merge: dict[str, str] = Field(
+        {}, description="The keys of the two customers: the `survivor`, who is the older, and the `absorbed`."
+    )
     would_leave: dict[str, Any] = Field(
         {}, description="Who would leave whom (`from`), with how many `interactions` and which `identifiers`."
     )

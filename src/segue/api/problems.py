@@ -92,12 +92,12 @@ class Problem(Exception):
         self.headers, self.more = dict(headers or {}), more
 
     @classmethod
-    def of(cls, why: Rejected, kind: str = "invalid-event") -> Problem:
+    def of(cls, why: Rejected, kind: str = "invalid-event", **more: Any) -> Problem:
         """The problem of one refused event or identifier."""
-        if why.reason in ("too_large", "too_many"):
+        if kind == "invalid-event" and why.reason in ("too_large", "too_many"):
             kind = "too-large"
         error = {"field": why.field, "reason": why.reason, "detail": why.detail}
-        return cls(kind, why.detail, why.reason, why.field, [error])
+        return cls(kind, why.detail, why.reason, why.field, [error], **more)
 
     def body(self, instance: str | None = None, status: int | None = None) -> dict[str, Any]:
         """The members of the problem; `instance` is left out where it is part of a larger answer."""

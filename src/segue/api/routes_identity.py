@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -18,8 +19,9 @@ from segue.api.routes_read import unknown
 from segue.api.services import Services, services_of
 from segue.core import event
 from segue.core.event import Rejected
+from segue.core.identity import REFUSALS
 from segue.orders import UNKNOWN, Plan, identifier_in, known, merging, unmerging
-from segue.store.reader import Freshness
+from segue.store.reader import Freshness, Query
 
 router = APIRouter(prefix="/v1/identity", tags=["identity"])
 
@@ -65,16 +67,11 @@ _ORDERED = described(OrderAnswer, "The log has the command", 202) | described(Pl
 async def merge(request: Request) -> Response:
     """Say that the customers of two identifiers are one person. The older survives, and either can be restored
     later. Done by the processors in a moment: the merge is then in the graph, with the command's id as its
-    `event_id`. Two customers with unlike unique identifiers are refused by them, in `segue.identity`. After a
-    503 simply send the same again."""
+    `event_id`. What is in the way is answered 409 at once, in English and Chinese; what comes in the way after that is
+    a `refused` record in `segue.identity`. After a 503 simply send the same again."""
     services, order = services_of(request), await _order(request, MergeOrder)
-    names = [f"identifiers.{n}" for n in range(2)]
-    one, two = (_checked(services, given, name) for given, name in zip(order.identifiers, names, strict=True))
-    fresh = await services.store.run(services.store.queries.freshness())
-    plan = await services.store.run(merging(services.store.queries, (one, names[0]), (two, names[1])))
-    kinds = dict(zip(names, (one.type, two.type), strict=True))
-    kind = kinds[plan.field] if isinstance(plan, Rejected) else ""
-    return await _give(services, _accepted(plan, kind, fresh), order.dry_run)
+    given = {f"identifiers.{n}": each for n, each in enumerate(order.identifiers)}
+    return await _ordered(services, given, merging, order.dry_run)
 
 
 @router.post(
@@ -88,10 +85,7 @@ async def unmerge(request: Request) -> Response:
     """Say that the customer whom an identifier belonged to is one of their own. They leave with all that came by
     their identifiers, and are not merged with the same customer again but by an operator."""
     services, order = services_of(request), await _order(request, UnmergeOrder)
-    checked = _checked(services, order.identifier, "identifier")
-    fresh = await services.store.run(services.store.queries.freshness())
-    plan = await services.store.run(unmerging(services.store.queries, checked))
-    return await _give(services, _accepted(plan, checked.type, fresh), order.dry_run)
+    return await _ordered(services, {"identifier": order.identifier}, unmerging, order.dry_run)
 
 
 async def _order(request: Request, model: type[M]) -> M:
@@ -117,12 +111,21 @@ def _accepted(answer: T | Rejected, kind: str, fresh: Freshness) -> T:
         return answer
     if answer.reason == UNKNOWN:
         raise unknown(kind, fresh, answer.field)
-    raise Problem.of(answer, "identity-conflict")
+    english, chinese = REFUSALS[answer.reason]
+    raise Problem.of(answer, "identity-conflict", message={"en": english, "zh": chinese})
 
 
-async def _give(services: Services, plan: Plan, dry_run: bool) -> Response:
+async def _ordered(
+    services: Services, given: dict[str, str], plan: Callable[..., Query[Plan | Rejected]], dry_run: bool
+) -> Response:
+    """Give the order that `plan` makes of identifiers, each `given` by the name of its field."""
+    checked = {field: _checked(services, each, field) for field, each in given.items()}
+    fresh = await services.store.run(services.store.queries.freshness())
+    planned = await services.store.run(plan(services.store.queries, *((each, name) for name, each in checked.items())))
+    kind = checked[planned.field].type if isinstance(planned, Rejected) else ""
+    accepted = _accepted(planned, kind, fresh)
     if dry_run:
-        return Response(msgspec.json.encode(plan.would), media_type=JSON)
-    await services.log.write([[plan.output]])
-    told = {"command_id": plan.command.command_id, "action": plan.command.action}
+        return Response(msgspec.json.encode(accepted.would), media_type=JSON)
+    await services.log.write([[accepted.output]])
+    told = {"command_id": accepted.command.command_id, "action": accepted.command.action}
     return Response(msgspec.json.encode(told), 202, media_type=JSON)

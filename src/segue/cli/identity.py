@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -9,16 +10,37 @@ import msgspec
 import typer
 
 from segue.core.event import Rejected
+from segue.core.identity import REFUSALS
 from segue.errors import SettingsError
 
 if TYPE_CHECKING:
     from segue.core.event import Identifier
+    from segue.core.lineage import Merge
     from segue.orders import Plan
     from segue.settings import Settings
     from segue.store.graph import Graph
     from segue.store.reader import Queries, Query, Reader
 
 T = TypeVar("T")
+
+PATIENCE_S = 10.0
+
+DONE = {
+    "merge": (
+        "merged: customer {absorbed} is now part of {survivor} (command {command})",
+        "合并完成：客户 {absorbed} 已并入 {survivor}（命令 {command}）",
+    ),
+    "unmerge": (
+        "taken out: customer {absorbed} is one of their own again, no part of {survivor} (command {command})",
+        "拆分完成：客户 {absorbed} 已恢复独立，不再并入 {survivor}（命令 {command}）",
+    ),
+}
+UNDER_WAY = (
+    "accepted as command {command}, and not done yet: are the processors running (`segue health resolve`, "
+    "`segue health context`)? It is done as soon as they are; `segue identity show` says so then",
+    "命令 {command} 已受理，尚未完成：处理器是否在运行（`segue health resolve`、`segue health context`）？"
+    "恢复运行后即会完成，届时可用 `segue identity show` 查看",
+)
 
 identity_app = typer.Typer(
     name="identity", help="Who is one person: show, candidates, merge, unmerge.", no_args_is_help=True
@@ -56,8 +78,8 @@ def unmerge_command(identifier: Given, dry_run: DryRun = False) -> None:
     from segue.orders import unmerging
 
     desk = _Desk()
-    checked = desk.checked(identifier)
-    desk.order(desk.ask(lambda queries: unmerging(queries, checked)), dry_run)
+    given = desk.checked(identifier), "identifier"
+    desk.order(desk.ask(lambda queries: unmerging(queries, given)), dry_run)
 
 
 def _print(what: Any) -> None:
@@ -66,8 +88,13 @@ def _print(what: Any) -> None:
 
 def _accepted(answer: T | Rejected) -> T:
     if isinstance(answer, Rejected):
-        raise SettingsError(f"{answer.field}: {answer.detail}")
+        raise SettingsError(f"{answer.field}: {_both(answer)}")
     return answer
+
+
+def _both(why: Rejected) -> str:
+    """What is wrong, in English and, for what an operator is refused, in Chinese."""
+    return f"{why.detail}\n{REFUSALS[why.reason][1]}" if why.reason in REFUSALS else why.detail
 
 
 class _Desk:
@@ -96,13 +123,36 @@ class _Desk:
         return _accepted(self.reader.run(query))
 
     def order(self, plan: Plan, dry_run: bool) -> None:
-        """Write the command; resolve does it, and `segue.identity` says what came of it."""
+        """Write the command, and say what came of it: resolve does it, and the owners of the two contexts."""
         from segue import runtime
+        from segue.orders import give, refused
 
         if dry_run:
             _print(plan.would)
             return
         log = runtime.open_log(self.settings)
-        log.append([plan.output])
-        log.close()
-        typer.echo(f"{plan.command.action}: command {plan.command.command_id} accepted")
+        try:
+            said = give(log, plan, PATIENCE_S)
+        finally:
+            log.close()
+        if said is not None and said.kind == "refused":
+            _accepted(refused(said.reason or "", "identifier"))
+        merge = None if said is None else said.merge
+        names = {"command": plan.command.command_id}
+        lines = UNDER_WAY
+        if merge is not None and self._readable(merge, plan):
+            lines = DONE[plan.command.action]
+            names |= {"absorbed": merge.absorbed, "survivor": merge.survivor}
+        for line in lines:
+            typer.echo(line.format(**names))
+
+    def _readable(self, merge: Merge, plan: Plan) -> bool:
+        """Wait until readers are told so."""
+        until = time.monotonic() + PATIENCE_S
+        merged = plan.command.action == "merge"
+        while time.monotonic() < until:
+            view = self.reader.view(merge.absorbed)
+            if not view.merging and (view.customer_key != merge.absorbed) == merged:
+                return True
+            time.sleep(0.05)
+        return False

@@ -81,6 +81,32 @@ REASONS_ZH = {
 }
 """The same in Chinese, for whoever has to choose between customers."""
 
+REFUSALS = {
+    "unknown_customer": ("no customer has this identifier", "没有客户使用此标识"),
+    "same_customer": (
+        "these identifiers are of one customer already; name one of another",
+        "两个标识已属于同一客户；请给出另一客户的标识",
+    ),
+    "not_merged": (
+        "this identifier's customer is not merged into another; the merges that stand are in the identity graph, each "
+        "with who was absorbed",
+        "该标识的客户当前未并入其他客户；现有合并见身份图，其中列出各被并入的客户",
+    ),
+    "merge_under_way": (
+        "the merge has not reached the survivor's context yet; order it again in a second",
+        "合并尚未写入存续客户的上下文；请一秒后重试",
+    ),
+    "another_person": (
+        f"{REASONS['another_person']} (user_id): they are two people, whom nobody merges",
+        f"{REASONS_ZH['another_person']}（user_id）：双方不是同一人，不可合并",
+    ),
+    "too_many": (
+        f"together they would stand for more than {MAX_ABSORBED} customers; take some out first",
+        f"合并后所代表的客户将超过 {MAX_ABSORBED} 位；请先拆分部分客户",
+    ),
+}
+"""Why an operator's command is not done, in English and Chinese."""
+
 JUNK = frozenset({
     "0", "-1", "null", "none", "nil", "nan", "undefined", "unknown", "anonymous", "guest", "n/a", "na", "?", "test",
     "00000000-0000-0000-0000-000000000000", "true", "false", "[object object]", "(not set)",
@@ -150,6 +176,12 @@ def rank_of_type(kind: str) -> float:
 
 def is_device(identifier: Identifier) -> bool:
     return KINDS.get(identifier.type, OTHER).device
+
+
+def contradictory(identifiers: tuple[Identifier, ...]) -> bool:
+    """Whether one event names two people: two values of a unique identifier."""
+    names = [identifier.type for identifier in identifiers if identifier.type in UNIQUE]
+    return len(names) > len(set(names))
 
 
 def ref(identifier: Identifier) -> str:
@@ -223,11 +255,25 @@ def against(leading: Identifier, other: Identifier, mine: Root, theirs: Root, sh
     verified = [identifier.level == "verified" for identifier, _ in given]
     if not any(verified) or not all(v or kind.device for v, (_, kind) in zip(verified, given, strict=True)):
         return "not_verified"
-    if mine.known.absorbed + theirs.known.absorbed >= MAX_ABSORBED - 1:
+    if too_many(mine.known, theirs.known):
         return "too_many"
     ours = {mine.key, theirs.key}
     shared = any(1 + len(set(sharers(ref(i))) - ours) > kind.shared_by for i, kind in given)
     return "shared" if shared else None
+
+
+def objection(one: Root, other: Root) -> str | None:
+    """Why even an operator cannot merge two customers (of `REFUSALS`); None when they can."""
+    if one.key == other.key:
+        return "same_customer"
+    if unlike(one.known, other.known):
+        return "another_person"
+    return "too_many" if too_many(one.known, other.known) else None
+
+
+def too_many(one: Known, other: Known) -> bool:
+    """Whether two customers would stand for more than `MAX_ABSORBED` together, themselves included."""
+    return one.absorbed + other.absorbed + 2 > MAX_ABSORBED
 
 
 def unlike(one: Known, other: Known) -> bool:

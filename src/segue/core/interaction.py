@@ -166,7 +166,7 @@ def _optional_ms(moment: datetime | None) -> int | None:
 def happened_ms(event: Event, received_at_ms: int) -> int:
     """When a decoded event happened by our clock (`core.skew`)."""
     given, sent_at = to_ms(event.time), event.data.sent_at
-    if given <= received_at_ms and sent_at is None:
+    if 0 < given <= received_at_ms and sent_at is None:
         return given
     return skew.event_time(given, _optional_ms(sent_at), received_at_ms)
 

@@ -90,11 +90,13 @@ def repeated(context: Context, opening: Opening, policy: Policy) -> list[Fact]:
     Of their kind: a case about an order is the first contact about it. A late arrival may mark its successor.
     """
     openings = context.openings
-    openings.insert(bisect_right(openings, opening.opened_at_ms, key=lambda o: o.opened_at_ms), opening)
-    same = [o for o in openings if _kind(o.ref) == _kind(opening.ref)]
-    index = next(at for at, o in enumerate(same) if o is opening)
+    at, kind = bisect_right(openings, opening.opened_at_ms, key=lambda o: o.opened_at_ms), _kind(opening.ref)
+    last, following = (
+        next((o for o in part if _kind(o.ref) == kind), None) for part in (reversed(openings[:at]), openings[at:])
+    )
+    openings.insert(at, opening)
     facts = []
-    for before, after in pairwise(same[max(0, index - 1) : index + 2]):
+    for before, after in pairwise(o for o in (last, opening, following) if o is not None):
         gap = after.opened_at_ms - before.opened_at_ms
         if gap <= policy.recontact_ms and not after.repeated:
             after.repeated = True

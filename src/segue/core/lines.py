@@ -9,7 +9,7 @@ from a list; that takes the text apart, which only events out of order, timers a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, MutableSequence
+from collections.abc import Iterable, Iterator, MutableSequence
 from typing import Any, overload
 
 import msgspec
@@ -58,6 +58,12 @@ class Lines(MutableSequence[Raw]):
         if index == -1 and self._new:
             return Raw(self._new[-1])
         return self._apart()[index]
+
+    def __iter__(self) -> Iterator[Raw]:
+        return iter(self._apart())
+
+    def __reversed__(self) -> Iterator[Raw]:
+        return reversed(self._apart())
 
     def __setitem__(self, index: Any, value: Any) -> None:
         every = self._apart()

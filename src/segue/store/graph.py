@@ -9,11 +9,12 @@ from msgspec import Struct
 
 from segue.core.event import Identifier
 from segue.core.family import part_of
-from segue.core.identity import REASONS
+from segue.core.identity import REASONS, Root
 from segue.core.lineage import Kin, Merge, below
 from segue.store.identity import bucket, owner_of
 from segue.store.keys import Layout
 from segue.store.reader import Queries, Query
+from segue.store.users import roots
 
 
 class Link(Struct, frozen=True, omit_defaults=True):
@@ -93,6 +94,15 @@ def graph(queries: Queries, identifier: Identifier) -> Query[Graph | None]:
         kin.absorbed,
         [_candidate(*note) for note in noted],
     )
+
+
+def standing(queries: Queries, identifiers: list[Identifier]) -> Query[list[Root | None]]:
+    """Who stands for the customers of checked identifiers, as resolve decided; None where nobody has used one."""
+    layout = yield from queries.layout()
+    (raws,) = yield [("MGET", *(_owner(layout, f"{each.type}:{each.value}") for each in identifiers))]
+    owners = [None if raw is None else owner_of(raw.decode()) for raw in raws]
+    found = yield from roots(layout, {owner.customer_key: owner.born_ms for owner in owners if owner is not None})
+    return [None if owner is None else found[owner.customer_key] for owner in owners]
 
 
 def leaving(queries: Queries, found: Graph) -> Query[dict[str, Any] | None]:

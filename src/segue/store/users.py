@@ -8,13 +8,12 @@ whose context it takes is a choice, and not the store's. A unique identifier is 
 from __future__ import annotations
 
 from importlib.resources import files
-from typing import Any
 
 import msgspec
 from msgspec import Struct, structs
 
 from segue.core.event import Identifier
-from segue.core.identity import REASONS, REASONS_ZH, UNIQUE, Known
+from segue.core.identity import REASONS, REASONS_ZH, UNIQUE, Known, Root
 from segue.core.items import UNRESOLVED
 from segue.store.identity import Note, bucket, owner_of
 from segue.store.keys import Layout
@@ -90,10 +89,10 @@ def users(queries: Queries, identifier: Identifier) -> Query[list[User]]:
     if noted:
         notes = sorted((_note(raw).at_ms, key.decode(), _note(raw)) for key, raw in _pairs(noted))
         found += [User(key, note.at_ms, note.event_id, note.reason) for _, key, note in notes]
-        roots = yield from _roots(layout, [user.customer_key for user in found])
+        standing = yield from roots(layout, dict.fromkeys((user.customer_key for user in found), 0))
         each: dict[str, User] = {}
         for user in found:
-            key = roots[user.customer_key]
+            key = standing[user.customer_key].key
             each.setdefault(key, structs.replace(user, customer_key=key))
         found = list(each.values())
     return found
@@ -125,20 +124,19 @@ def _pairs(flat: list[bytes]) -> list[tuple[bytes, bytes]]:
     return list(zip(flat[::2], flat[1::2], strict=True))
 
 
-def _roots(layout: Layout, keys: list[str]) -> Query[dict[str, str]]:
-    """Who stands for each of these customers, as resolve decided."""
-    asked = list(dict.fromkeys(keys))
-    into: dict[str, str] = {}
+def roots(layout: Layout, born_ms: dict[str, int]) -> Query[dict[str, Root]]:
+    """Who stands for each of these customers, as resolve decided. By when they were first seen (ms)."""
+    found: dict[str, Known] = {}
+    asked = list(born_ms)
     while asked:
         (raws,) = yield [("MGET", *(layout.known(bucket(key, layout.partitions), key) for key in asked))]
-        records: dict[str, Any] = {key: _known(raw) for key, raw in zip(asked, raws, strict=True) if raw is not None}
-        merged = {key: known.into.survivor for key, known in records.items() if known.into is not None}
-        into |= merged
-        asked = sorted(set(merged.values()) - into.keys())
-    return {key: _end(into, key) for key in keys}
+        found |= {key: Known() if raw is None else _known(raw) for key, raw in zip(asked, raws, strict=True)}
+        survivors = {known.into.survivor for known in found.values() if known.into is not None}
+        asked = sorted(survivors - found.keys())
+    return {key: _root(found, key, born) for key, born in born_ms.items()}
 
 
-def _end(into: dict[str, str], key: str) -> str:
-    while key in into:
-        key = into[key]
-    return key
+def _root(found: dict[str, Known], key: str, born_ms: int) -> Root:
+    while (into := found[key].into) is not None:
+        key, born_ms = into.survivor, into.elder_ms
+    return Root(born_ms, key, found[key])

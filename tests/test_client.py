@@ -2,6 +2,7 @@
 
 import time
 import uuid
+from collections import deque
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -352,6 +353,29 @@ def test_over_kafka_too_the_next_channel_waits_for_the_last_one(kafka_bootstrap:
         client.send(**fields(user, channel="chat"))
         assert deliveries.acknowledged[:1] == [web]
     assert len(deliveries.acknowledged) == 2
+
+
+@pytest.mark.parametrize("by", ["kafka", "url"])
+def test_what_on_delivery_raises_comes_out_of_the_call_and_the_client_goes_on(
+    kafka_bootstrap: str, api: str, by: str
+) -> None:
+    make_topics(kafka_bootstrap)
+    told: list[str] = []
+    known: dict[str, int] = {}
+
+    def look_up(event_id: str, error: Undelivered | None) -> None:
+        told.append(event_id)
+        if len(told) == 1:
+            known[event_id] += 1
+
+    user = who()
+    with Client(**{by: kafka_bootstrap if by == "kafka" else api}, on_delivery=look_up) as client:
+        with pytest.raises(KeyError, match=r"^'.+'$"):
+            deque(iter(lambda: client.send(**fields(user)), ""))  # until a call finds the first acknowledged
+        count = len(told)
+        client.send(**fields(user, channel="chat"))
+    assert len(told) > count
+    assert len(set(told)) == len(told)
 
 
 def test_the_collector_and_the_client_put_a_customer_into_the_same_partition(

@@ -103,7 +103,7 @@ class Client:
     TLS); or `url` is the base URL of the API. `phone_region` reads phone numbers without a country code:
     give what the deployment has (`SEGUE_PHONE_REGION`). `timeout_s` is how long a call may wait unless it
     says so itself. `on_delivery(event_id, error)` is called once per event, error None when acknowledged,
-    from within `send`, `flush` or `close`.
+    from within `send`, `flush` or `close`; what it raises comes out of that call when its work is done.
 
     Raises SettingsError when neither or both of `kafka` and `url` are given, or one is malformed.
     """
@@ -123,6 +123,7 @@ class Client:
         self._region, self._timeout_s, self._on_delivery = phone_region, timeout_s, on_delivery
         self._under_way: dict[str, _Under] = {}
         self._failures: dict[str, Undelivered] = {}
+        self._fault: Exception | None = None
         self._lock = threading.RLock()
         self._transport: Transport = (
             KafkaTransport(kafka, options or {}, self._settled)
@@ -147,6 +148,7 @@ class Client:
             except BaseException:
                 self._arrived(routed)
                 raise
+            self._tell_fault()
         return routed.event.id
 
     def flush(self, timeout_s: float | None = None) -> None:
@@ -157,6 +159,7 @@ class Client:
         """
         with self._lock:
             self._transport.flush(self._timeout_s if timeout_s is None else timeout_s)
+            self._tell_fault()
             failures, self._failures = self._failures, {}
         if len(failures) == 1:
             raise next(iter(failures.values()))
@@ -203,7 +206,15 @@ class Client:
         if error is not None and len(self._failures) < KEEP_FAILURES:
             self._failures[routed.event.id] = error
         if self._on_delivery is not None:
-            self._on_delivery(routed.event.id, error)
+            try:
+                self._on_delivery(routed.event.id, error)
+            except Exception as fault:  # we are inside of Kafka's client, whose books and ours are to be kept first
+                self._fault = self._fault or fault
+
+    def _tell_fault(self) -> None:
+        fault, self._fault = self._fault, None
+        if fault is not None:
+            raise fault
 
     def _arrived(self, routed: Routed) -> None:
         for name in routed.names:

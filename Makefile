@@ -40,7 +40,7 @@ bench: $(STAMP) ## measure speed, memory, latency and what the guarantee costs; 
 	$(BIN)/python -m bench
 
 chaos: $(STAMP) ## every fault of docs/faults.md against a real Kafka and a real Valkey; ARGS="--rows F1 --quick"
-	$(BIN)/python -m tests.chaos $(ARGS)
+	$(BIN)/python -m tests.chaos --markdown docs/faults.md $(ARGS)
 
 clean: ## remove what the commands made here
 	rm -rf $(VENV) .segue build dist .pytest_cache .mypy_cache .ruff_cache

@@ -112,6 +112,27 @@ def test_a_seat_that_is_not_told_its_offsets_is_lost(kafka_broker: KafkaBroker, 
     member.close()
 
 
+def test_an_offset_of_a_topic_that_is_no_more_is_none_of_its_successor(kafka_bootstrap: str, unique: str) -> None:
+    """Whoever was at work while it was made anew commits once more where it stood."""
+    log, tp = KafkaLog(kafka_bootstrap), (unique, 0)
+    log.create_topics([Topic(unique, 1, {})])
+    member = log.join(f"g{unique}", [unique], "one")
+    eventually(polled(member, lambda: tp in member._owned), 30, "its partition")
+    assert member.committed([tp]) == {tp: None}
+    member.commit((), {tp: 7})
+    assert member.committed([tp]) == {tp: 7}
+    stale = dict(member._topic_ids)
+    admin = AdminClient({"bootstrap.servers": kafka_bootstrap})
+    admin.delete_topics([unique])[unique].result(10)
+    eventually(lambda: log.partitions(unique) == 0, 30, "its end")
+    log.create_topics([Topic(unique, 1, {})])
+    eventually(polled(member, lambda: log.partitions(unique) == 1 and tp in member._owned), 30, "its successor")
+    member._topic_ids = stale
+    member.commit((), {tp: 7})
+    assert member.committed([tp]) == {tp: None}
+    member.close()
+
+
 def test_a_transaction_that_was_given_up_half_way_costs_the_seat() -> None:
     """Its producer would take nothing but the same call again."""
     member = KafkaMember.__new__(KafkaMember)

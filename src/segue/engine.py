@@ -274,6 +274,10 @@ class Engine:
             shard = self._shards.get(tp)
             if shard is None:  # revoked, or waiting for its restore: it will be read again
                 continue
+            if batch[0].offset() < shard.next_offset:
+                log.warning("offsets begin again: the topic was made anew", topic=tp[0], partition=tp[1])
+                self._to_restore(member, [tp])
+                continue
             if batch[0].offset() >= shard.emit_from:
                 loud[tp] = batch
                 continue
@@ -472,8 +476,8 @@ class Engine:
         emit_from = committed or 0
         if found is None:
             start, epoch, stream_time = 0, 1, 0
-        elif found.topic_id != topic_id:  # the topic was made anew: its offsets say nothing of our state
-            start, epoch, stream_time = emit_from, found.epoch + 1, found.stream_time_ms
+        elif found.topic_id != topic_id:  # the topic was made anew: our state holds nothing of it yet
+            start, epoch, stream_time = 0, found.epoch + 1, found.stream_time_ms
         else:
             start, epoch, stream_time = found.next_offset, found.epoch + 1, found.stream_time_ms
         shard = Shard(

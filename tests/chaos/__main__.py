@@ -14,7 +14,7 @@ import orjson
 
 import tests.chaos.rows  # noqa: F401  (enters the rows)
 from tests.chaos.harness import ROWS, Result, World
-from tests.chaos.report import markdown
+from tests.chaos.report import enter
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--no-replay", action="store_true", help="leave out the comparison with a replay")
     parser.add_argument("--keep", type=Path, help="keep the processes' logs in this directory")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--markdown", type=Path, help="a page with a table of results, whose lines are replaced")
     options = parser.parse_args()
     wanted = options.rows.split(",") if options.rows else [row.name for row in ROWS.values() if row.of_the_matrix]
     unknown = [name for name in wanted if name not in ROWS]
@@ -45,10 +45,10 @@ def main() -> None:
             print(result.line(), flush=True)
             for note in result.verdict.notes:
                 print(f"     {note}", flush=True)
+            if options.markdown and not options.unsafe:
+                enter(options.markdown, result, f"{'quick' if options.quick else 'full'}, {seed}")
     if options.json:
         options.json.write_bytes(orjson.dumps([r.figures() for r in results], option=orjson.OPT_INDENT_2))
-    if options.markdown:
-        options.markdown.write_text(markdown(results, seed))
     red = [result.row.name for result in results if not result.ok]
     if red:
         raise SystemExit(f"red: {', '.join(red)}")

@@ -25,6 +25,7 @@ import re
 import tempfile
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -131,13 +132,17 @@ class Result:
             self.verdict
         )
 
+    def made(self) -> dict[str, int]:
+        """What was done, counted, and what is remarkable and no violation."""
+        v = self.verdict
+        apart = {"retries outside the window": v.outside, "untold": v.untold}
+        return dict(self.counts) | {name: count for name, count in apart.items() if count}
+
     def line(self) -> str:
         """One line for one row."""
         if self.skipped:
             return f"{self.row.name:4} {self.row.title:34} SKIPPED: {self.skipped}"
-        v, counts = self.verdict, " ".join(f"{name} {count}" for name, count in self.counts.items())
-        counts += f" untold {v.untold}" if v.untold else ""
-        counts += f" retries outside the window {v.outside}" if v.outside else ""
+        v, counts = self.verdict, " ".join(f"{name} {count}" for name, count in self.made().items())
         heal = "-" if v.heal_s is None else f"{v.heal_s:.1f} s"
         p99 = "-" if v.p99_ms is None else f"{v.p99_ms:.0f} ms"
         return (
@@ -205,8 +210,9 @@ class World:
                 verdict = run.conclude(replay, timed)
             except Skipped as why:
                 return Result(row, Verdict(), Counter(), time.monotonic() - began, str(why))
-            except (AssertionError, TimeoutError) as error:  # the row cannot go on; others can
-                verdict = Verdict(events=run.ledger.total, notes=[str(error)])
+            except Exception as error:  # the row cannot go on; others can
+                traceback.print_exc()
+                verdict = Verdict(events=run.ledger.total, notes=[f"{type(error).__name__}: {error}"])
         return Result(row, verdict, run.counts, time.monotonic() - began)
 
 

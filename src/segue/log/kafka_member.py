@@ -101,6 +101,8 @@ class KafkaMember:
         self._revoked: list[TP] = []
         self._active: set[TP] = set()
         self._next: dict[TP, int] = {}
+        self._topic_ids: dict[TP, str] = {}
+        """The topics that our offsets are of: committed beside them, for a topic of the same name begins at 0 again."""
         self._several = len(topics) > 1
         self._owned: set[TP] = set()
         self._closed = False
@@ -257,8 +259,12 @@ class KafkaMember:
         for part in found:
             if part.error is not None:
                 raise LogUnavailable(f"committed offsets of {part.topic}: {part.error.str()}")
+        ids = {topic: self.topic_id(topic) for topic in {topic for topic, _ in tps}}
+        self._topic_ids |= {tp: ids[tp[0]] for tp in tps}
         return {
-            (p.topic, p.partition): None if p.offset in (OFFSET_INVALID, None) or p.offset < 0 else p.offset
+            (p.topic, p.partition): p.offset
+            if p.offset not in (OFFSET_INVALID, None) and p.offset >= 0 and p.metadata in ("", None, ids[p.topic])
+            else None
             for p in found
         }
 
@@ -275,7 +281,7 @@ class KafkaMember:
         try:
             for output in outputs:
                 produce(producer, output)
-            positions = [TopicPartition(t, p, offset) for (t, p), offset in offsets.items()]
+            positions = [TopicPartition(*tp, offset, self._topic_ids.get(tp, "")) for tp, offset in offsets.items()]
             group = self._consumer.consumer_group_metadata()
             self._aside(
                 lambda: self._retry(lambda: producer.send_offsets_to_transaction(positions, group, _TRANSACTION_S))

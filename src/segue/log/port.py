@@ -90,7 +90,7 @@ class Member(Reader, Protocol):
     """A seat in a consumer group, with the right to commit outputs and offsets together. One thread only."""
 
     def committed(self, tps: Sequence[TP]) -> dict[TP, int | None]:
-        """The group's committed offsets; None where it has none."""
+        """The group's committed offsets; None where it has none, or one of a topic of that name that is no more."""
         ...
 
     def commit(self, outputs: Iterable[Output], offsets: dict[TP, int]) -> None:

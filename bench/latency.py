@@ -31,6 +31,7 @@ WARM_UP_S = 45
 """A broker's JIT compiler needs it on two cores that are all in use; before, latencies are many times higher."""
 CUSTOMERS = 5000
 TICK_S = 0.01
+PATIENCE_S = 30
 
 
 def latency(report: Report, kind: str, rates: Sequence[int], seconds: int, partitions: int) -> None:
@@ -153,6 +154,12 @@ class Watcher:
                         self.took_ms.append((now - since) * 1000)
                         del self._waiting[mark]
             time.sleep(0.002)
+
+    def settle(self) -> None:
+        """Return when every marked event was seen, or waited for long enough."""
+        until = time.monotonic() + PATIENCE_S
+        while self._waiting and time.monotonic() < until:
+            time.sleep(0.05)
 
     def found(self) -> Row:
         """Quantiles of what was seen; events that never showed are counted."""

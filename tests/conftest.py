@@ -4,6 +4,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -12,6 +13,8 @@ import redis
 from tests.support import services
 from tests.support.kafka_broker import KafkaBroker
 from tests.support.services import Missing
+from tests.support.shop import Shop
+from tests.support.stack import EmbeddedStack
 
 KAFKA_FIXTURES = {"kafka_bootstrap", "kafka_broker"}
 HOW_TO_GET_KAFKA = "set SEGUE_TEST_KAFKA, or install Java 17+ and Maven, or start Docker"
@@ -76,6 +79,19 @@ def redis_client(redis_url: str) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(redis_url) as client:
         client.flushdb()
         yield client
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Iterator[EmbeddedStack]:
+    """A whole embedded Segue of its own."""
+    with EmbeddedStack(tmp_path) as stack:
+        yield stack
+
+
+@pytest.fixture
+def shop(stack: EmbeddedStack) -> Shop:
+    """Customers of it."""
+    return Shop(stack)
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ import pytest
 from segue.api import models
 from segue.settings import Settings
 from segue.topics import COMMANDS
+from tests.support.shop import Shop, ask
 from tests.support.stack import ApiServer, EmbeddedStack
 from tests.test_api import problem
-from tests.test_identity import COOKIE, USER, Shop, ask
+from tests.test_identity import COOKIE, USER
 
 
 @pytest.fixture(scope="module")

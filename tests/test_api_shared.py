@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,19 +11,14 @@ import pytest
 
 from segue.api import models
 from segue.core.identity import REASONS, REASONS_ZH
+from segue.store.users import REMEMBERED
+from tests.support.shop import Shop
 from tests.support.stack import ApiServer, EmbeddedStack
 from tests.support.streams import SseClient
 from tests.test_api import problem
-from tests.test_identity import Shop
 
 PHONE = "phone:+442079460958"
 ANNA, BEN = "user_id:anna", "user_id:ben"
-
-
-@pytest.fixture
-def stack(tmp_path: Path) -> Iterator[EmbeddedStack]:
-    with EmbeddedStack(tmp_path) as stack:
-        yield stack
 
 
 @pytest.fixture
@@ -63,12 +57,31 @@ def test_a_shared_number_is_answered_with_everybody_who_uses_it_and_why_and_with
     assert (ben.customer_key, anna.customer_key) == (key_of(api, BEN), key_of(api, ANNA))
     assert (ben.reason, ben.event_id, ben.channels, ben.open_items) == ("another_person", "e2", ["voice"], 1)
     assert (anna.reason, anna.event_id, anna.channels, anna.open_items) == ("first", "e1", ["web"], 0)
+    assert (body.complete, body.remembered) == (True, 17)
     for candidate in body.candidates:
         assert candidate.why["en"]
         assert re.search("[\u4e00-\u9fff]", candidate.why["zh"])
     assert body.message["en"].startswith("2 customers")
     assert "2 位客户" in body.message["zh"]
     assert not re.search("anna|ben|9460958|timeline", answer.text), "nothing that belongs to either is shown"
+
+
+def test_of_very_many_who_use_a_number_the_answer_says_that_it_does_not_list_all(api: httpx.Client, shop: Shop) -> None:
+    def told() -> models.AmbiguousAnswer:
+        return models.AmbiguousAnswer.model_validate(problem(read(api, PHONE), 409))
+
+    for n in range(3, REMEMBERED):
+        shop.event(f"!user_id:u{n}", "!" + PHONE, settle=False)
+    shop.settle()
+    assert (told().complete, len(told().candidates)) == (True, REMEMBERED - 1)
+    for n in range(REMEMBERED, REMEMBERED + 3):
+        shop.event(f"!user_id:u{n}", "!" + PHONE)
+    body = told()
+    assert (body.complete, body.remembered, len(body.candidates)) == (False, REMEMBERED, REMEMBERED)
+    assert f"{REMEMBERED} customers or more" in body.detail
+    assert f"only the first {REMEMBERED} are remembered" in body.message["en"]
+    assert f"至少有 {REMEMBERED} 位" in body.message["zh"]
+    assert f"只记录最先的 {REMEMBERED} 位" in body.message["zh"]
 
 
 def test_whoever_chooses_one_of_them_or_names_a_person_is_answered(api: httpx.Client) -> None:

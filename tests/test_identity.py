@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
+from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -14,105 +12,17 @@ import pytest
 import redis
 
 from segue.cli import identity as cli
+from segue.core import identity
 from segue.core.event import Identifier
 from segue.core.identity import MAX_ABSORBED, REFUSALS
-from segue.core.lineage import Command
-from segue.log.port import Output, Record
 from segue.log.sqlite import SqliteLog
 from segue.orders import Plan, give, unmerging
-from segue.store.reader import Reader
-from segue.topics import COMMANDS, DEAD_LETTERS, IDENTITY, JOURNEY_STEPS, SIGNALS, event_topic
+from segue.topics import COMMANDS, JOURNEY_STEPS, SIGNALS
 from tests.support.processes import environment
+from tests.support.shop import Shop, ask
 from tests.support.stack import EmbeddedStack
 
-T0 = 1_760_000_000
 USER, COOKIE = "user_id:anna", "cookie_id:tablet"
-
-
-@pytest.fixture
-def stack(tmp_path: Path) -> Iterator[EmbeddedStack]:
-    with EmbeddedStack(tmp_path) as stack:
-        yield stack
-
-
-class Shop:
-    """Sends events and reads what became of them."""
-
-    def __init__(self, stack: EmbeddedStack) -> None:
-        self.stack = stack
-        self.count = self.commands = 0
-        self.reader = Reader(redis.Redis.from_url(stack.valkey.url))
-
-    def event(self, *identifiers: str, settle: bool = True, **data: Any) -> str:
-        """`type:value`, and `!` in front of a verified one. Returns the event's id."""
-        self.count += 1
-        given = []
-        for each in identifiers:
-            kind, _, value = each.lstrip("!").partition(":")
-            given.append({"type": kind, "value": value, "level": "verified" if each.startswith("!") else "claimed"})
-        event = {
-            "specversion": "1.0",
-            "id": f"e{self.count}",
-            "source": "/shop",
-            "type": data.pop("type", "page.viewed"),
-            "time": f"2025-10-09T08:{self.count // 60 % 60:02}:{self.count % 60:02}Z",
-            "channel": data.pop("channel", "web"),
-            "data": {"identifiers": given, **data},
-        }
-        topic = event_topic(event["channel"])
-        self.stack.append([Output(topic, identifiers[0].encode(), orjson.dumps(event))])
-        if settle:
-            self.settle()
-        return event["id"]
-
-    def command(self, action: str, identifier: str, other: str | None = None) -> None:
-        self.commands += 1
-        command = Command(f"c{self.commands}", action, identifier, other)  # type: ignore[arg-type]
-        self.stack.append(
-            [Output(COMMANDS, identifier.encode(), orjson.dumps({k: v for k, v in asdict(command) if v}))]
-        )
-        self.settle()
-
-    def settle(self) -> None:
-        for _ in range(3):  # each hop of a merge is a record of its own
-            self.stack.drain()
-
-    def context(self, identifier: str) -> dict[str, Any]:
-        key = self.reader.find(*identifier.split(":", 1))
-        assert key is not None, identifier
-        raw = self.reader.context(key)
-        assert raw is not None
-        found: dict[str, Any] = orjson.loads(raw)
-        return found
-
-    def timeline(self, identifier: str) -> list[str]:
-        return [entry["id"] for entry in self.context(identifier)["timeline"]]
-
-    def records(self, topic: str) -> list[dict[str, Any]]:
-        log = SqliteLog(self.stack.settings.data_dir / "log.sqlite")
-        try:
-            return [orjson.loads(record.value() or b"{}") for record in log.read(topic)]
-        finally:
-            log.close()
-
-    def letters(self) -> list[Record]:
-        log = SqliteLog(self.stack.settings.data_dir / "log.sqlite")
-        try:
-            return list(log.read(DEAD_LETTERS))
-        finally:
-            log.close()
-
-    def said(self, kind: str) -> list[dict[str, Any]]:
-        return [record for record in self.records(IDENTITY) if record["kind"] == kind]
-
-
-def asdict(command: Command) -> list[tuple[str, Any]]:
-    return [(name, getattr(command, name)) for name in command.__struct_fields__]
-
-
-@pytest.fixture
-def shop(stack: EmbeddedStack) -> Shop:
-    return Shop(stack)
 
 
 def test_a_login_on_a_known_device_makes_one_customer_of_two_whichever_identifier_one_asks_by(shop: Shop) -> None:
@@ -167,16 +77,6 @@ def test_undoing_a_merge_gives_each_side_what_is_theirs_and_they_stay_apart(shop
     assert shop.timeline(COOKIE) == ["e2", "e4", "e6"]
     assert [record["reason"] for record in shop.said("candidate")] == ["kept_apart"]
     assert shop.reader.stats()["customers"] == 2
-
-
-def ask(stack: EmbeddedStack, *arguments: str) -> Any:
-    """Run `segue identity ...`; what it prints, as JSON where it is."""
-    done = subprocess.run(
-        [sys.executable, "-m", "segue", "identity", *arguments],
-        env=environment(stack.settings), capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    said = done.stdout if done.returncode == 0 else done.stderr
-    return orjson.loads(said) if said.startswith(("{", "[")) else said
 
 
 def test_the_command_line_shows_the_graph_and_takes_an_operators_word(shop: Shop, stack: EmbeddedStack) -> None:
@@ -312,23 +212,110 @@ def test_a_name_that_came_with_the_absorbed_leaves_with_it(shop: Shop) -> None:
     assert shop.timeline(COOKIE) == shop.timeline("user_id:carl") == ["e1", "e5"], "and is free to be called carl"
 
 
-def test_a_storm_of_merges_stops_at_the_limit_and_loses_nothing(shop: Shop) -> None:
-    storm = MAX_ABSORBED + 50
+STORM = 1000
+
+
+def test_of_a_storm_of_merges_into_one_as_many_are_merged_as_may_and_every_event_counts_once(shop: Shop) -> None:
+    """Judged by what was sent, and by the log and the store as anybody reads them."""
+    devices = [f"cookie_id:c{number}" for number in range(STORM)]
     shop.event("!" + USER)
-    for number in range(storm):
-        shop.event(f"cookie_id:c{number}", settle=False)
+    for device in devices:
+        shop.event(device, settle=False)
     shop.settle()
-    for number in range(storm):
-        shop.event("!" + USER, f"cookie_id:c{number}", settle=False)
+    for device in devices:
+        shop.event("!" + USER, device, settle=False)
     shop.settle()
     shop.settle()
-    kin = shop.context(USER)["kin"]
-    assert len(kin["absorbed"]) == MAX_ABSORBED - 1
-    assert shop.context(USER)["channels"] == {"web": 1 + storm + MAX_ABSORBED - 1}
+    merged, alone = devices[: MAX_ABSORBED - 1], devices[MAX_ABSORBED - 1 :]
+
+    assert len(shop.said("merge")) == len(merged)
+    pairs = Counter((r["identifier"]["value"], r["reason"]) for r in shop.said("candidate"))
+    assert pairs == Counter((device.partition(":")[2], "too_many") for device in alone)
+    assert shop.letters() == []
+
+    steps = Counter(step["entry"]["id"] for step in shop.records(JOURNEY_STEPS))
+    sent = {f"e{number}" for number in range(1, shop.count + 1)}
+    assert {event: steps[event] for event in sent} == dict.fromkeys(sent, 1), "nothing lost, nothing twice"
+    facts = Counter(fact["fact"] for step in shop.records(JOURNEY_STEPS) for fact in step.get("facts", ()))
+    assert facts["customer.created"] - facts["customer.merged"] == 1 + len(alone)
+
+    one = shop.context(USER)
+    assert len(one["kin"]["absorbed"]) == len(merged)
+    assert one["channels"] == {"web": 1 + len(merged) + STORM}, "what was theirs, and what named them and another"
+    assert {shop.context(device)["customer_key"] for device in merged} == {one["customer_key"]}
+    for device in alone:
+        theirs = shop.context(device)
+        assert (theirs["channels"], theirs.get("kin")) == ({"web": 1}, None), "they stay as they were"
     stats = shop.reader.stats()
-    assert stats["events"]["total"] == 1 + 2 * storm
-    assert stats["customers"] == 1 + storm - (MAX_ABSORBED - 1)
-    assert {record["reason"] for record in shop.said("candidate")} == {"too_many"}
+    assert (stats["events"]["total"], stats["customers"]) == (1 + 2 * STORM, 1 + len(alone))
+
+    assert f"more than {MAX_ABSORBED} customers" in ask(shop.stack, "merge", USER, alone[0])
+    shop.command("merge", USER, alone[0])
+    assert [record["reason"] for record in shop.said("refused")] == ["too_many"], "nor by an operator who insists"
+    shop.command("unmerge", merged[0])
+    shop.event("!" + USER, alone[0])
+    shop.settle()
+    assert shop.context(alone[0])["customer_key"] == one["customer_key"], "there is room again"
+
+
+def test_three_who_are_linked_in_a_circle_are_one_and_the_last_link_changes_nothing(shop: Shop) -> None:
+    circle = ["!" + USER, COOKIE, "!email:anna@example.com"]
+    for each in circle:
+        shop.event(each)
+    for n in range(3):
+        shop.event(circle[n], circle[(n + 1) % 3])
+    shop.event(circle[1])
+    every = [f"e{n}" for n in range(1, 8)]
+    assert shop.timeline(USER) == shop.timeline(COOKIE) == shop.timeline("email:anna@example.com") == every
+    assert [record["event_id"] for record in shop.said("merge")] == ["e4", "e5"]
+    assert shop.said("candidate") == []
+
+
+def test_an_operators_circle_ends_where_it_closes_and_the_elder_stays_the_elder(shop: Shop) -> None:
+    a, b, c = "phone:+442079460111", "cookie_id:b", "email:c@example.com"
+    for each in (a, b, c):
+        shop.event(each)
+    eldest = shop.context(a)["customer_key"]
+    for one, other in ((b, c), (c, a), (a, b)):
+        shop.command("merge", one, other)
+    assert [record["reason"] for record in shop.said("refused")] == ["same_customer"]
+    assert {shop.context(each)["customer_key"] for each in (a, b, c)} == {eldest}
+    assert shop.timeline(c) == ["e1", "e2", "e3"]
+    shop.command("unmerge", b)
+    for one, other in ((a, b), (b, c)):
+        shop.command("merge", one, other)
+    assert [record["reason"] for record in shop.said("refused")][1:] == ["same_customer"]
+    assert {shop.context(each)["customer_key"] for each in (a, b, c)} == {eldest}
+
+
+def test_a_number_that_was_given_to_somebody_else_stays_the_firsts_and_merges_nobody(shop: Shop) -> None:
+    number = "phone:+442079460958"
+    shop.event("!" + USER, "!" + number)
+    shop.event("!user_id:ben", "!" + number)
+    shop.event("!" + number)
+    shop.event("!user_id:ben")
+    assert (shop.timeline(USER), shop.timeline("user_id:ben")) == (["e1", "e3"], ["e2", "e4"])
+    assert [(record["event_id"], record["reason"]) for record in shop.said("candidate")] == [("e2", "another_person")]
+    for _ in range(2):
+        shop.event("!loyalty_id:l7", "!" + number)
+    assert shop.timeline("loyalty_id:l7") == ["e5", "e6"], "a number of several people says nothing of a third"
+    assert sorted(record["reason"] for record in shop.said("candidate")) == ["another_person", "shared"]
+    assert shop.said("merge") == []
+
+
+def test_who_is_the_elder_goes_by_receipt_whatever_times_their_events_claim(shop: Shop) -> None:
+    shop.event("!" + USER, time="9999-12-31T23:59:59Z")
+    shop.event(COOKIE, time="0001-01-01T00:00:00Z")
+    shop.event("!" + USER, COOKIE, time="1971-01-01T00:00:00Z")
+    shop.settle()
+    (merge,) = shop.said("merge")
+    assert merge["customer_key"] == shop.context(COOKIE)["customer_key"]
+    assert merge["customer_key"] == identity.new_key(Identifier("user_id", "anna"))
+    context = shop.context(USER)
+    assert sorted(shop.timeline(COOKIE)) == ["e1", "e2", "e3"]
+    received = [entry["received_at_ms"] for entry in context["timeline"] if entry["id"] != "e3"]
+    claimed = [entry["event_time_ms"] for entry in context["timeline"] if entry["id"] != "e3"]
+    assert claimed == received, "neither is a time at which anything can have happened"
 
 
 def test_signals_of_both_become_the_survivors_and_a_cooldown_holds_for_both(shop: Shop) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 
 import orjson
 import pytest
@@ -16,22 +14,11 @@ from segue.resolution import Arrival, Resolution
 from segue.store.identity import IdentityIndex
 from segue.store.keys import Layout
 from segue.topics import event_topic
+from tests.support.shop import Shop
 from tests.support.stack import EmbeddedStack
-from tests.test_identity import Shop
 from tests.test_rebuild_verify import compared
 
 ANNA, BEN, TABLET = "user_id:anna", "user_id:ben", "cookie_id:tablet"
-
-
-@pytest.fixture
-def stack(tmp_path: Path) -> Iterator[EmbeddedStack]:
-    with EmbeddedStack(tmp_path) as stack:
-        yield stack
-
-
-@pytest.fixture
-def shop(stack: EmbeddedStack) -> Shop:
-    return Shop(stack)
 
 
 def happens(shop: Shop, name: str, at: str, *identifiers: str, **data: object) -> None:

@@ -158,7 +158,9 @@ class AmbiguousAnswer(ProblemAnswer):
 
     identifier_type: str
     message: dict[str, str] = Field(description="For a screen, `en` and `zh`.")
-    candidates: list[Candidate] = Field(description="Most recently seen first; 17 at most.")
+    candidates: list[Candidate] = Field(description="Most recently seen first.")
+    complete: bool = Field(description="Whether these are all. If not, others may have used it after those remembered.")
+    remembered: int = Field(description="How many are remembered for one identifier: the first who used it.")
     as_of: AwareDatetime | None
     lag_ms: int | None
 

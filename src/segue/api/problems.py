@@ -55,7 +55,8 @@ KINDS: dict[str, Kind] = {
         409,
         "Several customers use this identifier",
         "Ask for an identifier that is theirs alone (a `user_id`), or choose one of `candidates` and read by its "
-        "`customer_key`. `message` says it for a screen, in English and Chinese.",
+        "`customer_key`. There may be others when `complete` is false. `message` says it for a screen, in English and "
+        "Chinese.",
     ),
     "too-large": Kind(413, "Too large", "Send less at once; large content belongs elsewhere, with a reference to it."),
     "unsupported-media-type": Kind(

@@ -19,7 +19,7 @@ from segue.core import event
 from segue.core.event import Rejected
 from segue.errors import StoreUnavailable
 from segue.store.reader import Freshness, View, identifier_of
-from segue.store.users import User, alone, choices, users
+from segue.store.users import REMEMBERED, Users, alone, choices, users
 
 router = APIRouter(prefix="/v1/customers", tags=["customers"])
 
@@ -42,14 +42,14 @@ async def customer(services: Services, identifier: str) -> tuple[str, View]:
     checked = _checked(services, identifier)
     run, queries = services.store.run, services.store.queries
     found = await run(users(queries, checked))
-    if not found:  # look again after `as_of` is known, so that the answer holds up to then
+    if not found.every:  # look again after `as_of` is known, so that the answer holds up to then
         fresh = await run(queries.freshness())
         found = await run(users(queries, checked))
-    if not found:
+    if not found.every:
         raise unknown(checked.type, fresh)
-    if len(found) > 1:
+    if found.ambiguous:
         raise await ambiguous(services, checked.type, found)
-    view = await run(queries.view(found[0].customer_key))
+    view = await run(queries.view(found.every[0].customer_key))
     if view.context is None:
         raise unknown(checked.type, view.fresh)
     return view.customer_key, view
@@ -63,23 +63,37 @@ def _checked(services: Services, identifier: str) -> event.Identifier:
     return checked
 
 
-async def ambiguous(services: Services, kind: str, found: list[User]) -> Problem:
+async def ambiguous(services: Services, kind: str, found: Users) -> Problem:
     """The problem that an identifier of this type is of several customers: one has to be chosen, not guessed."""
     run, queries = services.store.run, services.store.queries
     fresh = await run(queries.freshness())
-    told = [answers.candidate(choice) for choice in await run(choices(queries, found))]
+    told = [answers.candidate(choice) for choice in await run(choices(queries, found.every))]
+    message = _several(kind, len(told), found.complete)
     return Problem(
         "ambiguous-identifier",
-        f"{len(told)} customers have used this {kind}. Ask for an identifier that is theirs alone, or choose one.",
+        f"{message['en']} Then read by an identifier that is theirs alone, or by the `customer_key` of one of these.",
         headers=answers.fresh_headers(fresh),
         identifier_type=kind,
-        message={
-            "en": f"{len(told)} customers use this {kind}. Ask who it is before you go on.",
-            "zh": f"有 {len(told)} 位客户使用此标识（{kind}）。请先确认对方身份，再继续。",
-        },
+        message=message,
+        complete=found.complete,
+        remembered=REMEMBERED,
         candidates=told,
         **answers.fresh_members(fresh),
     )
+
+
+def _several(kind: str, count: int, complete: bool) -> dict[str, str]:
+    """That several customers use an identifier, for a screen."""
+    if complete:
+        return {
+            "en": f"{count} customers use this {kind}. Ask who it is before you go on.",
+            "zh": f"有 {count} 位客户使用此标识（{kind}）。请先确认对方身份，再继续。",
+        }
+    return {
+        "en": f"{count} customers or more use this {kind}; only the first {REMEMBERED} are remembered. Ask who it is "
+        "before you go on.",
+        "zh": f"至少有 {count} 位客户使用此标识（{kind}），系统只记录最先的 {REMEMBERED} 位。请先确认对方身份。",
+    }
 
 
 def unknown(kind: str, fresh: Freshness, field: str | None = None) -> Problem:
@@ -196,7 +210,7 @@ async def _become_ambiguous(services: Services, checked: event.Identifier) -> Pr
     if alone(checked):
         return None
     found = await services.store.run(users(services.store.queries, checked))
-    return await ambiguous(services, checked.type, found) if len(found) > 1 else None
+    return await ambiguous(services, checked.type, found) if found.ambiguous else None
 
 
 class _Told:

@@ -3,7 +3,8 @@
 Theory of operation. Every identifier belongs to one customer for good: the first that used it. An event goes to the
 customer of its strongest known identifier; identifiers nobody owns yet are linked to that customer. A unique identifier
 is a person's name: a customer who already has another value of it is somebody else (a shared tablet), so the
-event opens a customer of its own. What names only a device is of whoever was named on it last (`core.seats`).
+event opens a customer of its own; and so does a person's new identifier with nothing known beside it but what several
+customers use (a shared telephone). What names only a device is of whoever was named on it last (`core.seats`).
 
 When an event names two customers who are both known, they are merged if that is proven, and otherwise recorded as
 candidates with the reason (`REASONS`); nothing is guessed. Proven: both identifiers may merge by their type, each is
@@ -207,7 +208,7 @@ def decide(
     `identifiers` are normalised, strongest first, at least one. `owners` maps `type:value` to customer keys; `root`
     finds who stands for a customer.
     """
-    stranger = _stranger(identifiers, owners, root)
+    stranger = _stranger(identifiers, owners, root) or _newcomer(identifiers, owners, root, sharers)
     leading = stranger or next((i for i in identifiers if ref(i) in owners), identifiers[0])
     seated = None if any(i.type in UNIQUE for i in identifiers) else sitter(leading)  # else: somebody signs in
     key = new_key(leading) if stranger is not None else seated or owners.get(ref(leading)) or new_key(leading)
@@ -319,6 +320,22 @@ def divided(key: str, known: Mapping[str, Known], command_id: str) -> dict[str, 
         mine, into=None, freed=mine.into, by=command_id, apart=sorted({*mine.apart, *changed})
     )
     return changed
+
+
+def _newcomer(
+    identifiers: tuple[Identifier, ...], owners: Mapping[str, str], root: Callable[[str], Root], sharers: Sharers
+) -> Identifier | None:
+    """The unknown identifier of a person whose event names of what is known only what several people use, but for a
+    device: who sits there is known."""
+    mine = identifiers[0]
+    kind = KINDS.get(mine.type, OTHER)
+    if ref(mine) in owners or kind.device or not kind.merges:
+        return None
+    known = next((each for each in identifiers if ref(each) in owners), None)
+    if known is None or is_device(known):
+        return None
+    others = set(sharers(ref(known))) - {root(owners[ref(known)]).key}
+    return mine if 1 + len(others) > KINDS.get(known.type, OTHER).shared_by else None
 
 
 def _stranger(

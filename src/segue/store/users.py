@@ -8,6 +8,7 @@ whose context it takes is a choice, and not the store's. A unique identifier is 
 from __future__ import annotations
 
 from importlib.resources import files
+from typing import NamedTuple
 
 import msgspec
 from msgspec import Struct, structs
@@ -15,10 +16,12 @@ from msgspec import Struct, structs
 from segue.core.event import Identifier
 from segue.core.identity import REASONS, REASONS_ZH, UNIQUE, Known, Root
 from segue.core.items import UNRESOLVED
-from segue.store.identity import Note, bucket, owner_of
+from segue.store.identity import MAX_SHARERS, Note, bucket, owner_of
 from segue.store.keys import Layout
 from segue.store.reader import CUSTOMER_KEY, Queries, Query
 
+REMEMBERED = MAX_SHARERS + 1
+"""Customers remembered for one identifier: the first who used it, and so many beside."""
 FIRST = "first"
 """In the place of a reason: of the customer whom an identifier belongs to."""
 _WHY = {FIRST: {"en": "they used it first", "zh": "该标识最先由其使用"}} | {
@@ -38,6 +41,18 @@ class User(Struct, frozen=True):
     since_ms: int
     event_id: str
     reason: str
+
+
+class Users(NamedTuple):
+    """Who has used an identifier, whoever it belongs to first. Not `complete`: as many as are remembered
+    (`REMEMBERED`), and others may have."""
+
+    every: list[User]
+    complete: bool = True
+
+    @property
+    def ambiguous(self) -> bool:
+        return len(self.every) > 1 or not self.complete
 
 
 class Choice(Struct, frozen=True):
@@ -69,10 +84,10 @@ def alone(identifier: Identifier) -> bool:
     return identifier.type == CUSTOMER_KEY or identifier.type in UNIQUE
 
 
-def users(queries: Queries, identifier: Identifier) -> Query[list[User]]:
-    """Who has used a checked identifier, whoever it belongs to first; merged customers are one. [] when nobody has."""
+def users(queries: Queries, identifier: Identifier) -> Query[Users]:
+    """Who has used a checked identifier; merged customers are one. Nobody when nobody has."""
     if identifier.type == CUSTOMER_KEY:
-        return [User(identifier.value, 0, "", FIRST)]
+        return Users([User(identifier.value, 0, "", FIRST)])
     layout = yield from queries.layout()
     ref = f"{identifier.type}:{identifier.value}"
     place = bucket(ref, layout.partitions)
@@ -83,7 +98,7 @@ def users(queries: Queries, identifier: Identifier) -> Query[list[User]]:
     else:  # one command, because a pipeline of two costs as much again (`api.doors`)
         ((entry, noted),) = yield [("EVAL", _USERS, "2", owner, sharers)]
     if entry is None:
-        return []
+        return Users([])
     first = owner_of(entry.decode())
     found = [User(first.customer_key, first.since_ms, first.event_id, FIRST)]
     if noted:
@@ -95,7 +110,7 @@ def users(queries: Queries, identifier: Identifier) -> Query[list[User]]:
             key = standing[user.customer_key].key
             each.setdefault(key, structs.replace(user, customer_key=key))
         found = list(each.values())
-    return found
+    return Users(found, complete=len(noted) < 2 * MAX_SHARERS)
 
 
 def choices(queries: Queries, found: list[User]) -> Query[list[Choice]]:

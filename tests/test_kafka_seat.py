@@ -133,6 +133,21 @@ def test_an_offset_of_a_topic_that_is_no_more_is_none_of_its_successor(kafka_boo
     member.close()
 
 
+def test_a_seat_whose_producer_finds_no_broker_is_lost_before_its_transaction_is(
+    kafka_broker: KafkaBroker, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, tp = KafkaLog(kafka_broker.bootstrap), (unique, 0)
+    log.create_topics([Topic(unique, 1, {})])
+    member = log.join(f"g{unique}", [unique], "one")
+    eventually(polled(member, lambda: tp in member._owned), 30, "its partition")
+    monkeypatch.setattr(kafka_member, "_TRANSACTION_S", 600.0)
+    kafka_broker.pause()
+    with pytest.raises(MemberLost, match="finds no Kafka"):
+        member.commit((), {tp: 1})
+    kafka_broker.resume()
+    member.close()
+
+
 def test_a_transaction_that_was_given_up_half_way_costs_the_seat() -> None:
     """Its producer would take nothing but the same call again."""
     member = KafkaMember.__new__(KafkaMember)

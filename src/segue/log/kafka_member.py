@@ -40,7 +40,7 @@ _SEAT_LOST = {KafkaError._MAX_POLL_EXCEEDED, KafkaError._FATAL}
 """From then on a consumer gives nothing more. `_FATAL` is what another's taking of the seat's name comes as."""
 
 _TRANSACTION_S = 10.0
-"""How long one step of a transaction may be retried before it is given up: the broker's own limit for all of it."""
+"""How long the end of a transaction may be retried before it is given up: the broker's own limit for all of it."""
 
 _SETTLE_S = 0.002
 """A small fetch is taken apart partition by partition within this time; then all of it is there to be ordered."""
@@ -50,8 +50,11 @@ _MANY = 500
 
 _JOIN_S = 10.0
 
-_SILENCE_S, _REACH_S, _GIVE_UP_S = 3.0, 1.0, 5.0
+_SILENCE_S, _REACH_S, _GIVE_UP_S = 2.0, 1.0, 4.0
 """After so long without anything from the broker it is asked for a sign; so long at a time; and so long in all."""
+
+_SIGN_S = 3.0
+"""How long a producer at the end of a transaction waits for a sign: its broker is known to be slow."""
 
 
 def produce(producer: Producer, output: Output, delivered: Callable[..., None] | None = None) -> None:
@@ -283,31 +286,45 @@ class KafkaMember:
                 produce(producer, output)
             positions = [TopicPartition(*tp, offset, self._topic_ids.get(tp, "")) for tp, offset in offsets.items()]
             group = self._consumer.consumer_group_metadata()
-            self._aside(
-                lambda: self._retry(lambda: producer.send_offsets_to_transaction(positions, group, _TRANSACTION_S))
-            )
-            self._retry(lambda: producer.commit_transaction(_TRANSACTION_S))
+            until = time.monotonic() + _TRANSACTION_S
+
+            def end() -> None:
+                _retry(lambda left: producer.send_offsets_to_transaction(positions, group, left), until)
+                _retry(producer.commit_transaction, until)
+
+            self._aside(end)
         except KafkaException as error:
             self._abort(error.args[0])
         except MemberLost:
             raise
         except BaseException:  # whoever makes the outputs failed
-            self._guard(lambda: self._retry(lambda: producer.abort_transaction(_TRANSACTION_S)))
+            self._guard(lambda: _retry(producer.abort_transaction))
             raise
 
     def _aside(self, call: Callable[[], None]) -> None:
-        """Make a call in a thread of its own kind: this one hangs for good, whatever time it is given, when the client
-        lost its only broker meanwhile (librdkafka 2.16). Then the thread is left behind, and the seat is lost."""
+        """Make a call in a thread of its own kind: sending offsets hangs for good, whatever time it is given, when the
+        client lost its only broker meanwhile (librdkafka 2.16). The thread is then left behind, and the seat lost."""
         if self._calls is None:
             self._calls, self._answers = queue.SimpleQueue(), queue.SimpleQueue()
             threading.Thread(target=_serve, args=(self._calls, self._answers), name="offsets", daemon=True).start()
         self._calls.put(call)
-        try:
-            error = self._answers.get(timeout=2 * _TRANSACTION_S + 5)
-        except queue.Empty:
-            raise MemberLost("the producer does not come back from sending offsets") from None
+        until = time.monotonic() + _TRANSACTION_S + _REACH_S
+        while True:
+            try:
+                error = self._answers.get(timeout=_SILENCE_S)
+                break
+            except queue.Empty:
+                self._producer_reaches_the_broker()
+                if time.monotonic() > until:
+                    raise MemberLost("the producer does not come back from the end of a transaction") from None
         if error is not None:
             raise error
+
+    def _producer_reaches_the_broker(self) -> None:
+        try:
+            self._producer.list_topics(self._topic, timeout=_SIGN_S)
+        except KafkaException as error:
+            raise MemberLost(f"the producer finds no Kafka at {self._bootstrap}: {error.args[0].str()}") from error
 
     def _abort(self, error: KafkaError) -> None:
         """End a failed transaction and say whose fault it was. Never returns."""
@@ -321,7 +338,7 @@ class KafkaMember:
     def _take_back(self) -> None:
         """Abort. Raises MemberLost when that does not come to an end: the client takes nothing but that call then."""
         try:
-            self._retry(lambda: self._producer.abort_transaction(_TRANSACTION_S))
+            _retry(self._producer.abort_transaction)
         except KafkaException as error:
             raise MemberLost(f"producer: {error.args[0].str()}") from error
 
@@ -334,16 +351,6 @@ class KafkaMember:
                 raise MemberLost(f"no Kafka at {self._bootstrap}, or it refused: {cause.str()}") from error
             raise LogUnavailable(f"no Kafka at {self._bootstrap}: {cause.str()}") from error
 
-    def _retry(self, call: Callable[[], object]) -> None:
-        until = time.monotonic() + _TRANSACTION_S
-        while True:
-            try:
-                call()
-                return
-            except KafkaException as error:
-                if not error.args[0].retriable() or time.monotonic() > until:
-                    raise
-
     def close(self) -> None:
         if not self._closed:
             self._closed = True
@@ -351,6 +358,18 @@ class KafkaMember:
                 self._calls.put(None)
             with suppress(KafkaException):  # one that failed for good does not leave in order
                 self._consumer.close()
+
+
+def _retry(call: Callable[[float], object], until: float | None = None) -> None:
+    """Make a call, which takes the seconds it may last, until it succeeds or it is `until` (monotonic s)."""
+    until = time.monotonic() + _TRANSACTION_S if until is None else until
+    while True:
+        try:
+            call(max(_REACH_S, until - time.monotonic()))
+            return
+        except KafkaException as error:
+            if not error.args[0].retriable() or time.monotonic() > until:
+                raise
 
 
 def _serve(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -14,9 +15,10 @@ import pytest
 import tests.chaos.rows  # noqa: F401  (enters the rows)
 from segue import faults
 from segue.errors import SettingsError
+from tests.chaos import report
 from tests.chaos.harness import ROWS, Result, World
 from tests.chaos.load import Load, Sender, Traffic, encode
-from tests.chaos.oracle import Ack, Event, Ledger, Observed, Sighting, Step, Watch, judge
+from tests.chaos.oracle import Ack, Event, Ledger, Observed, Sighting, Step, Verdict, Watch, judge
 from tests.support.kafka_broker import KafkaBroker
 
 pytestmark = pytest.mark.timeout(900)  # a busy machine is waited for
@@ -99,6 +101,26 @@ def test_what_was_sent_is_what_stands_in_the_log() -> None:
     sender.acked(events[0], Report(None, content[0]))
     with pytest.raises(AssertionError, match="lost by the broker"):
         sender.find(lambda topic: log)
+
+
+# --- the results
+
+
+def test_a_row_that_ran_again_replaces_its_line_unless_it_says_less(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{report.BEGIN}{report.END}after\n")
+
+    def lines() -> list[str]:
+        report_lines = page.read_text().splitlines()
+        assert (report_lines[0], report_lines[-1]) == ("before", "after")
+        return [" ".join(line.split("|")[1:3]).strip() for line in report_lines if line.startswith("| F")]
+
+    for row, size, notes in (("F10", "quick, 1", []), ("F2", "full, 2", []), ("F2", "quick, 3", [])):
+        report.enter(page, Result(ROWS[row], Verdict(notes=notes)), size)
+    assert [line.split() for line in lines()] == [["F2", "full,", "2"], ["F10", "quick,", "1"]]
+    report.enter(page, Result(ROWS["F2"], Verdict(notes=["slow"])), "quick, 4")
+    assert lines()[0].split() == ["F2", "quick,", "4"]
+    assert "RED: slow" in page.read_text()
 
 
 # --- the judge alone

@@ -31,7 +31,7 @@ def enter(page: Path, result: Result, size: str) -> None:
 def line(result: Result, size: str) -> list[str]:
     """The cells of one row."""
     v = result.verdict
-    made = ", ".join(f"{count} {name}" for name, count in result.made().items()) or "-"
+    made = ", ".join(f"{name} {count}" for name, count in result.made().items()) or "-"
     heal = "-" if v.heal_s is None else f"{v.heal_s:.1f} s"
     p99 = "-" if v.p99_ms is None else f"{v.p99_ms:.0f} ms"
     verdict = "skipped" if result.skipped else "ok" if result.ok else "RED: " + "; ".join(v.notes)

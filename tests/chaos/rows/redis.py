@@ -148,7 +148,7 @@ class Probe(threading.Thread):
         self.join(15)
 
 
-@row("F9", "failover that loses writes", load=LOAD, heals_within_s=15)
+@row("F9", "failover that loses writes", load=LOAD)
 def failover(run: Run) -> None:
     """The replicas are cut off from the primary, then it is killed; a Sentinel promotes one of them."""
     group = SentinelGroup(run.settings.data_dir / "group")
@@ -228,7 +228,10 @@ def mirror(source: EmbeddedValkey, copy: EmbeddedValkey) -> None:
 
 @row("F11", "cut off from Redis for 20 s", heals_within_s=15)
 def cut_off(run: Run) -> None:
-    """Once in both directions, once for the replies, once for the requests alone."""
+    """Once in both directions, once for the replies, once for the requests alone.
+
+    A call under way waits for its answer up to ten seconds, then for the next try up to five.
+    """
     namespace = Namespace()
     try:
         namespace.start()
@@ -252,7 +255,7 @@ def cut_off(run: Run) -> None:
             run.sleep(1)
 
 
-@row("F12", "a slow link to Redis that breaks", heals_within_s=15)
+@row("F12", "a slow link to Redis that breaks")
 def slow_link(run: Run) -> None:
     """100 ms to and fro, one piece in a hundred stuck for 2 s, three replies in a hundred cut in its middle."""
     proxy = Proxy.of(run.valkey.url, seed=run.seed).start()
@@ -275,7 +278,7 @@ def slow_link(run: Run) -> None:
 # --- full
 
 
-@row("F21", "the disk of Redis is full", heals_within_s=15)
+@row("F21", "the disk of Redis is full")
 def disk_full(run: Run) -> None:
     place = run.settings.data_dir / "small-disk"
     place.mkdir()
@@ -291,7 +294,7 @@ def disk_full(run: Run) -> None:
         refused_and_mended(run, "MISCONF", lambda: mount(place, None, f"remount,size={28 + 16 * turn}m"))  # noqa: B023
 
 
-@row("F22", "the memory of Redis is full", heals_within_s=15)
+@row("F22", "the memory of Redis is full")
 def memory_full(run: Run) -> None:
     own_redis(run, {})
     watched(run)

@@ -31,7 +31,7 @@ from segue.topics import IDENTITY, event_topic
 SEEN, OTHERS = "merges: visible to readers", "merges: event to readable of other customers"
 RATE = 2000
 """Events a second of other customers."""
-WARM_UP_S, CALM_S, SEEN_S, STORM_S = 20, 20, 30, 60
+WARM_UP_S, CALM_S, SEEN_S, STORM_S = 30, 20, 30, 60
 STORM = 1000
 SEEN_PER_S = 8
 EACH = 3
@@ -56,8 +56,8 @@ def merges(report: Report) -> None:
     with started("kafka") as stack, processors(stack.settings), Run(stack.settings) as run:
         run.first_seen([*couples, *into_one])
         for name, seconds, pairs in (
-            ("a few pairs", SEEN_S, couples[:-STORM]),
             ("calm", CALM_S, []),
+            ("a few pairs", SEEN_S, couples[:-STORM]),
             ("storm into one", STORM_S, into_one),
             ("calm", CALM_S, []),
             ("storm of pairs", STORM_S, couples[-STORM:]),
@@ -132,7 +132,7 @@ class Run:
                 produce(self._producer, _event(f"first-{turn}-{who[0]}-{who[1]}", who))
                 self._producer.poll(0)
         self._producer.flush(60)
-        self._sent = pace(self._settings, events(RATE * WARM_UP_S, CUSTOMERS, "paced"), RATE, WARM_UP_S, "warming up")
+        self.phase("warming up", WARM_UP_S, [])
 
     def phase(self, name: str, seconds: int, pairs: list[Pair]) -> Phase:
         """Send the events that link `pairs`, at a steady pace, for so many seconds."""

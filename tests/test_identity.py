@@ -14,7 +14,7 @@ import redis
 from segue.cli import identity as cli
 from segue.core import identity
 from segue.core.event import Identifier
-from segue.core.identity import MAX_ABSORBED, REFUSALS
+from segue.core.identity import MAX_ABSORBED, REASONS, REASONS_ZH, REFUSALS
 from segue.log.sqlite import SqliteLog
 from segue.orders import Plan, give, unmerging
 from segue.topics import COMMANDS, JOURNEY_STEPS, SIGNALS
@@ -85,21 +85,27 @@ def test_the_command_line_shows_the_graph_and_takes_an_operators_word(shop: Shop
     shop.event("!user_id:ben", "cookie_id:ours")
     shop.event("!" + USER, COOKIE)
     shop.event("!" + USER, "cookie_id:ours")
-    shown = ask(stack, "show", USER)
+    shop.event("cookie_id:lonely")
+    shown = ask(stack, "show", USER, "--json")
     assert [(link["identifier"], link["event_id"]) for link in shown["links"]] == [
         (USER, "e1"), (COOKIE, "e2"), ("cookie_id:ours", "e3"),
     ]  # fmt: skip
     assert shown["links"][2]["customer_key"] == shop.context("user_id:ben")["customer_key"], "used, and another's"
     assert [merge["event_id"] for merge in shown["merges"]] == ["e4"]
-    (candidate,) = ask(stack, "candidates", "cookie_id:ours")
+    (candidate,) = ask(stack, "candidates", "cookie_id:ours", "--json")
     assert (candidate["reason"], candidate["event_id"]) == ("another_person", "e5")
     assert candidate["customer_key"] == shown["customer_key"]
+    assert candidate["why"] == {"en": REASONS["another_person"], "zh": REASONS_ZH["another_person"]}
+    words = ask(stack, "show", USER)
+    assert all(each in words for each in (USER, COOKIE, "cookie_id:ours", "e4", "20", "双方的唯一标识不同"))
+    assert "nobody else" in ask(stack, "candidates", COOKIE.replace("tablet", "lonely"))
     would = ask(stack, "unmerge", COOKIE, "--dry-run")["would_leave"]
     assert (would["identifiers"], would["interactions"]) == ([COOKIE], 1)
     assert shop.timeline(USER) == ["e1", "e2", "e4", "e5"]
     said = ask(stack, "unmerge", COOKIE)
     assert shop.timeline(USER) == ["e1", "e4", "e5"], "what is said to be done can be read"
     assert ("taken out" in said, "拆分完成" in said) == (True, True)
+    assert ask(stack, "show", USER, "--json")["apart"] == [shop.context(COOKIE)["customer_key"]]
     would = ask(stack, "merge", COOKIE, USER, "--dry-run")["would_merge"]
     assert (would["survivor"], would["absorbed"]) == (shown["customer_key"], shop.context(COOKIE)["customer_key"])
     said = ask(stack, "merge", USER, COOKIE)

@@ -70,7 +70,11 @@ class IdentityAnswer(Answer):
         description="Who was absorbed by whom, oldest first: `event_id` (or the command's id), `at_ms`, `reason`."
     )
     candidates: list[dict[str, Any]] = Field(
-        description="Who used an identifier of this customer's and was not merged with them: `reason` and `why`."
+        description="Who used an identifier of this customer's and was not merged with them: `reason`, and `why` in "
+        "`en` and `zh`."
+    )
+    apart: list[str] = Field(
+        description="Customers whom an operator took out of this one, or this one of them: no event merges them again."
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from segue.core.lineage import Merge
     from segue.orders import Plan
     from segue.settings import Settings
-    from segue.store.graph import Graph
+    from segue.store.graph import Candidate, Graph
     from segue.store.reader import Queries, Query, Reader
 
 T = TypeVar("T")
@@ -47,19 +48,28 @@ identity_app = typer.Typer(
 )
 
 Given = Annotated[str, typer.Argument(help="type:value, e.g. email:ana@example.com")]
+Json = Annotated[bool, typer.Option("--json", help="exactly as the API says it")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="say what would be done, and do nothing")]
 
 
 @identity_app.command("show")
-def show_command(identifier: Given) -> None:
-    """Show a customer's identifiers, merges and candidates, each with the event that said so. As JSON."""
-    _print(_Desk().graph(identifier))
+def show_command(identifier: Given, as_json: Json = False) -> None:
+    """Show a customer's identifiers, merges and candidates, each with the event that said so, and since when."""
+    found = _Desk().graph(identifier)
+    if as_json:
+        _print(found)
+        return
+    typer.echo("\n".join(_lines(found)))
 
 
 @identity_app.command("candidates")
-def candidates_command(identifier: Given) -> None:
-    """Show who used this customer's identifiers and was not merged with them, and why. As JSON."""
-    _print(_Desk().graph(identifier).candidates)
+def candidates_command(identifier: Given, as_json: Json = False) -> None:
+    """Show who used this customer's identifiers and was not merged with them, and why."""
+    found = _Desk().graph(identifier).candidates
+    if as_json:
+        _print(found)
+    else:
+        typer.echo("\n".join(_candidates(found)).lstrip() or "nobody else has used an identifier of this customer's")
 
 
 @identity_app.command("merge")
@@ -80,6 +90,35 @@ def unmerge_command(identifier: Given, dry_run: DryRun = False) -> None:
     desk = _Desk()
     given = desk.checked(identifier), "identifier"
     desk.order(desk.ask(lambda queries: unmerging(queries, given)), dry_run)
+
+
+def _lines(found: Graph) -> Iterator[str]:
+    yield f"{found.identifier} is of customer {found.customer_key}"
+    yield "\nidentifiers"
+    for link in found.links:
+        before = "" if link.customer_key == found.customer_key else f"; first of customer {link.customer_key}"
+        yield f"  {link.identifier}  {_said(link.since_ms, link.event_id)}{before}"
+    if found.merges:
+        yield "\nmerges"
+    for merge in found.merges:
+        yield f"  {merge.absorbed} is part of {merge.survivor}  {_said(merge.at_ms, merge.event_id)}: {merge.reason}"
+    yield from _candidates(found.candidates)
+    if found.apart:
+        yield "\nkept apart by an operator"
+    for key in found.apart:
+        yield f"  {key}"
+
+
+def _candidates(found: list[Candidate]) -> Iterator[str]:
+    if found:
+        yield "\nnot merged"
+    for each in found:
+        yield f"  {each.identifier} was also used by {each.customer_key}  {_said(each.since_ms, each.event_id)}"
+        yield f"    {'; '.join(each.why.values())}"
+
+
+def _said(at_ms: int, event_id: str) -> str:
+    return f"{datetime.fromtimestamp(at_ms / 1000, UTC):%Y-%m-%d %H:%M:%SZ} by {event_id}"
 
 
 def _print(what: Any) -> None:

@@ -9,12 +9,12 @@ from msgspec import Struct
 
 from segue.core.event import Identifier
 from segue.core.family import part_of
-from segue.core.identity import REASONS, Root
+from segue.core.identity import Root
 from segue.core.lineage import Kin, Merge, below
 from segue.store.identity import bucket, owner_of
 from segue.store.keys import Layout
 from segue.store.reader import Queries, Query
-from segue.store.users import roots
+from segue.store.users import WHY, roots
 
 
 class Link(Struct, frozen=True, omit_defaults=True):
@@ -34,7 +34,8 @@ class Candidate(Struct, frozen=True):
     since_ms: int
     event_id: str
     reason: str
-    why: str
+    why: dict[str, str]
+    """In `en` and `zh`."""
 
 
 class Graph(Struct, frozen=True):
@@ -46,6 +47,8 @@ class Graph(Struct, frozen=True):
     links: list[Link]
     merges: list[Merge]
     candidates: list[Candidate]
+    apart: list[str]
+    """Customers who were taken out of this one, or this one of them: no event merges them again."""
 
 
 class _Known(Struct):
@@ -85,6 +88,7 @@ def graph(queries: Queries, identifier: Identifier) -> Query[Graph | None]:
     entries, notes = found[0], found[1:]
     owners = [(each, owner_of(raw.decode())) for each, raw in zip(refs, entries, strict=True) if raw is not None]
     kin = document.kin or Kin()
+    standing = yield from roots(layout, {belongs_to: 0})
     noted = [(each, *pair) for each, held in zip(refs, notes, strict=True) for pair in sorted(held.items())]
     return Graph(
         ref,
@@ -93,6 +97,7 @@ def graph(queries: Queries, identifier: Identifier) -> Query[Graph | None]:
         [Link(each, owner.customer_key, owner.since_ms, owner.event_id) for each, owner in owners],
         kin.absorbed,
         [_candidate(*note) for note in noted],
+        standing[belongs_to].known.apart,
     )
 
 
@@ -127,7 +132,7 @@ def leaving(queries: Queries, found: Graph) -> Query[dict[str, Any] | None]:
 
 def _candidate(ref: str, key: bytes, raw: bytes) -> Candidate:
     note = msgspec.json.decode(raw, type=_Note)
-    return Candidate(ref, key.decode(), note.at_ms, note.event_id, note.reason, REASONS.get(note.reason, ""))
+    return Candidate(ref, key.decode(), note.at_ms, note.event_id, note.reason, WHY[note.reason])
 
 
 def _owner(layout: Layout, ref: str) -> str:

@@ -24,7 +24,7 @@ REMEMBERED = MAX_SHARERS + 1
 """Customers remembered for one identifier: the first who used it, and so many beside."""
 FIRST = "first"
 """In the place of a reason: of the customer whom an identifier belongs to."""
-_WHY = {FIRST: {"en": "they used it first", "zh": "该标识最先由其使用"}} | {
+WHY = {FIRST: {"en": "they used it first", "zh": "该标识最先由其使用"}} | {
     reason: {"en": words, "zh": REASONS_ZH[reason]} for reason, words in REASONS.items()
 }
 
@@ -124,7 +124,7 @@ def choices(queries: Queries, found: list[User]) -> Query[list[Choice]]:
             Choice(
                 user.customer_key,
                 user.reason,
-                _WHY[user.reason],
+                WHY[user.reason],
                 user.since_ms,
                 user.event_id,
                 document.stream_time_ms,

@@ -7,7 +7,7 @@ by themselves: not over a time in which the process was stopped, and not while t
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -16,8 +16,8 @@ from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from segue.log.port import TP
 
-_ENDS_S = 1.0
-"""How long the broker may take to say where its partitions end."""
+_ENDS_S, _IN_TIME_S = 1.0, 3.0
+"""How long the broker may take to say where its partitions end: while it is waited for, and while it is not."""
 
 STILL_S, QUIET_S = 0.3, 1.0
 """Who was stopped for so long, or heard nothing for so long, may be behind without knowing it."""
@@ -31,10 +31,11 @@ class Ends:
         self._question: dict[TopicPartition, Future[Any]] = {}
         self._certain = self._left = time.monotonic()
 
-    def now(self, tps: Iterable[TP]) -> dict[TP, int]:
+    def now(self, tps: Collection[TP]) -> dict[TP, int]:
         """Ask and wait, 4 ms as a rule. Empty when a leader moves: then go on as the consumer sees it."""
         try:
-            return {(p.topic, p.partition): f.result(_ENDS_S).offset for p, f in self._ask(tps).items()}
+            asked = self._ask(tps, _ENDS_S) if tps else {}
+            return {(p.topic, p.partition): f.result(_ENDS_S).offset for p, f in asked.items()}
         except (KafkaException, TimeoutError):
             return {}
 
@@ -42,36 +43,37 @@ class Ends:
         """The partitions that are not, or perhaps not, at their end any more, and those that surely are.
 
         To be called when a poll has heard something, or nothing; `position` is what comes next of each partition.
-        Never waits: the broker is asked in good time, and the answer is there at a later poll.
+        While all is quiet the broker is asked in good time, and the answer is there at a later poll.
         """
-        now = time.monotonic()
-        if now - self._left > STILL_S:
-            self._certain, self._question = now - 2 * QUIET_S, {}  # an answer may be from before
+        now, ends = time.monotonic(), dict[TP, int]()
+        if now - self._left > STILL_S:  # or a long turn is behind us
+            self._certain, self._question = now - 2 * QUIET_S, {}  # its answer may be from before
+            ends = self.now(position)
         elif heard and now - self._certain <= QUIET_S:
             self._certain = now
-        if position and now - self._certain > QUIET_S / 2:
+        elif position and now - self._certain > QUIET_S / 2:
             ends = self._answer(position)
-            if ends:
-                self._certain = now
-                behind = [tp for tp, at in position.items() if ends.get(tp, at) > at]
-                return behind, [tp for tp in ends if tp in position and tp not in behind]
+        if ends:
+            self._certain = now
+            behind = [tp for tp, at in position.items() if ends.get(tp, at) > at]
+            return behind, [tp for tp in ends if tp in position and tp not in behind]
         return (list(position) if now - self._certain > QUIET_S else []), []
 
     def left(self) -> None:
         """The poll is over: from now on whatever keeps this process from the next one is counted."""
         self._left = time.monotonic()
 
-    def _ask(self, tps: Iterable[TP]) -> dict[TopicPartition, Future[Any]]:
+    def _ask(self, tps: Iterable[TP], timeout_s: float) -> dict[TopicPartition, Future[Any]]:
         wanted = {TopicPartition(*tp): OffsetSpec.latest() for tp in tps}
         found: dict[TopicPartition, Future[Any]] = self._admin.list_offsets(
-            wanted, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=_ENDS_S
+            wanted, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=timeout_s
         )
         return found
 
     def _answer(self, tps: Iterable[TP]) -> dict[TP, int]:
         """What the broker said to the question of an earlier call, or nothing yet."""
         if not self._question:
-            self._question = self._ask(tps)
+            self._question = self._ask(tps, _IN_TIME_S)
         if not all(future.done() for future in self._question.values()):
             return {}
         answered, self._question = self._question, {}

@@ -35,9 +35,12 @@ def broker_restarts(run: Run) -> None:
         run.healed()
 
 
-@row("F4", "the broker stands still, cuts, moves")
+@row("F4", "the broker stands still, cuts, moves", heals_within_s=15)
 def broker_errors(run: Run) -> None:
-    """Requests that time out, answers that break off, coordinators that load: from a real broker, as it makes them."""
+    """Requests that time out, answers that break off, coordinators that load: from a real broker, as it makes them.
+
+    The end of a transaction is given up after ten seconds, and not earlier: see `KafkaMember`.
+    """
     proxy = through_a_proxy(run)
     run.start()
     for _ in run.times(10, 1):

@@ -20,7 +20,7 @@ from segue.orders import Plan, give, unmerging
 from segue.topics import COMMANDS, JOURNEY_STEPS, SIGNALS
 from tests.support.processes import environment
 from tests.support.shop import Shop, ask
-from tests.support.stack import EmbeddedStack
+from tests.support.stack import EmbeddedStack, eventually
 
 USER, COOKIE = "user_id:anna", "cookie_id:tablet"
 
@@ -166,6 +166,21 @@ def test_an_order_that_resolve_refuses_is_said_to_be_refused_and_why(shop: Shop,
         log.close()
     assert said is not None
     assert (said.kind, said.reason, said.event_id) == ("refused", "not_merged", plan.command.command_id)
+
+
+def test_a_merge_that_readers_do_not_see_yet_is_not_undone_and_the_answer_says_so(
+    shop: Shop, stack: EmbeddedStack
+) -> None:
+    shop.event("!" + USER)
+    shop.event(COOKIE)
+    stack.stop("context")
+    shop.event("!" + USER, COOKIE, settle=False)
+    eventually(lambda: shop.said("merge"), what="the merge in the log")
+    said = ask(stack, "unmerge", COOKIE)
+    assert ("has not reached the survivor's context" in said, "一秒后" in said) == (True, True)
+    stack.start("context")
+    shop.settle()
+    assert "taken out" in ask(stack, "unmerge", COOKIE)
 
 
 def test_every_refusal_is_said_in_both_languages_and_what_does_not_run_is_said_too(

@@ -53,7 +53,6 @@ def normalise(identifiers: tuple[Identifier, ...], region: str | None) -> tuple[
     return tuple(sorted(good.values(), key=lambda i: (rank(i), i.type, i.value)))
 
 
-@lru_cache(maxsize=200_000)
 def _value(kind: str, given: str, region: str | None) -> str | None:
     """The value in one spelling; None when it names nobody."""
     value = given.strip()
@@ -66,6 +65,7 @@ def _value(kind: str, given: str, region: str | None) -> str | None:
     return value.casefold() if kind in _FOLDED else value
 
 
+@lru_cache(maxsize=50_000)
 def email(value: str) -> str | None:
     """The address in one spelling, or None when it is none."""
     try:
@@ -74,6 +74,7 @@ def email(value: str) -> str | None:
         return None
 
 
+@lru_cache(maxsize=50_000)
 def phone(value: str, region: str | None) -> str | None:
     """The number as E.164 in its one spelling, or None when it is none (or national, with no region to read it in)."""
     readings = [n for n in (_parsed(value, region), _parsed(_international(value), None)) if n is not None]

@@ -45,6 +45,7 @@ class ContextProcessor:
     name = "context"
     group = "segue.context"
     kind = "ctx"
+    timed = True
 
     def __init__(self, store: ShardStore, policy: Policy) -> None:
         self._store, self._policy = store, policy

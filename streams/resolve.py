@@ -55,6 +55,7 @@ class Resolve:
     name = "resolve"
     group = "segue.resolve"
     kind = "none"
+    timed = False
     topics: Sequence[str] = (*EVENT_TOPICS, COMMANDS)
 
     def __init__(

@@ -44,6 +44,7 @@ class Signals:
     name = "signals"
     group = "segue.signals"
     kind = "sig"
+    timed = False
     topics: Sequence[str] = (JOURNEY_STEPS,)
 
     def __init__(self, store: ShardStore, rules: RuleBook) -> None:

@@ -111,6 +111,7 @@ def test_the_command_line_shows_the_graph_and_takes_an_operators_word(shop: Shop
     said = ask(stack, "merge", USER, COOKIE)
     assert shop.timeline(COOKIE) == ["e1", "e2", "e4", "e5"]
     assert ("merged" in said, "合并完成" in said) == (True, True)
+    assert ask(stack, "show", USER, "--json")["apart"] == [], "an operator took it back"
 
 
 @pytest.mark.parametrize(

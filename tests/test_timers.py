@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -16,7 +17,8 @@ import redis
 from segue import runtime
 from segue.core.timers import FIRED, TimerDue
 from segue.errors import StoreUnavailable
-from segue.log.port import Output
+from segue.log.port import Output, Polled
+from segue.log.sqlite import SqliteMember
 from segue.store.reader import Reader
 from segue.topics import EVENTS, INTERACTIONS, JOURNEY_STEPS
 from tests.support.stack import EmbeddedStack, eventually
@@ -66,6 +68,30 @@ def waking(stack: EmbeddedStack) -> int:
     """How many customers have a deadline, by the index."""
     with redis.Redis.from_url(stack.valkey.url) as client:
         return sum(int(client.zcard(key)) for key in client.keys("*:wake:*"))  # type: ignore[union-attr, arg-type]
+
+
+def test_a_timer_fires_though_a_busy_partition_never_comes_to_its_end(
+    stack: EmbeddedStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when more comes all the time: whoever reads meets no end, and goes by what has been read."""
+    busy, poll = {EVENTS + "web", INTERACTIONS}, SqliteMember.poll
+
+    def without_ends(member: SqliteMember, max_records: int, timeout_s: float) -> Polled:
+        found = poll(member, max_records, timeout_s)
+        return found._replace(ended=[tp for tp in found.ended if tp[0] not in busy])
+
+    monkeypatch.setattr(SqliteMember, "poll", without_ends)
+    stack.append([happens("ana", "cart.item_added"), happens("ben", "cart.item_added")])
+    moving = itertools.count()
+
+    def fired() -> bool:
+        stack.append([happens(f"other-{next(moving)}", "page.viewed") for _ in range(20)])
+        return len(facts(stack, "cart.abandoned")) == 2
+
+    eventually(fired, 20, what="both abandonments")
+    stack.drain()
+    for _, _, due_ms, fired_ms in facts(stack, "cart.abandoned"):
+        assert fired_ms >= due_ms, "never before it was due"
 
 
 def test_a_cart_left_behind_is_abandoned_by_the_clock_within_a_second_and_once(stack: EmbeddedStack) -> None:

@@ -48,8 +48,10 @@ _DECODED_BYTES, _DECODED = 2000, 1.3
 """What a document takes in memory: so much, and so many times its bytes in Redis."""
 TIMERS_S = 0.1
 """How often the processor is asked for what time has made due. It takes two looks and a report of resolve's to
-know that a moment has passed: of the second that a timer may take, at most 0.4."""
+know that a moment has passed: of the second that a timer may take, at most 0.4; 0.8 where more comes all the time."""
 _POLL_S = 0.1
+_APPENDED = 2
+"""The type of a record's timestamp that is the log's own: Kafka's `LogAppendTime`."""
 _ROUND_MS = 500
 _BACKOFF_S = (0.2, 5.0)
 _SEAT_LASTS = 5
@@ -99,6 +101,8 @@ class Processor(Protocol):
     group: str
     topics: Sequence[str]
     kind: str
+    timed: bool
+    """Whether time alone brings anything about: `due`."""
 
     def shard_of(self, tp: TP) -> str:
         """The name of a partition's state in Redis."""
@@ -179,6 +183,8 @@ class Engine:
         self._report_at = 0.0
         self._store_ms = 0
         self._timers_at = 0.0
+        self._there: dict[TP, int] = {}
+        """Where the partitions that were not at their end ended at the last look for timers."""
         self._turned_at = 0.0
         self._failures = 0
 
@@ -233,17 +239,27 @@ class Engine:
                 self._caught_up[self._shards[tp].name] = now
                 self._moved[tp] = time.monotonic()
         self._report(now)
-        if self._ended and time.monotonic() > self._timers_at:
-            self._timers_at = time.monotonic() + TIMERS_S
-            self._timers(now)
+        if self.processor.timed and self._shards and time.monotonic() > self._timers_at:
+            read = [shard for shard in self._shards.values() if self._read_since(shard)]
+            if len(read) == len(self._shards) or time.monotonic() > self._timers_at + TIMERS_S:
+                self._timers(self._member, read, now)
 
-    def _timers(self, now: int) -> None:
+    def _read_since(self, shard: Shard) -> bool:
+        """Whether all that lay in a partition at the last look for timers has been applied. Where more comes all the
+        time, its end is never met."""
+        there = self._there.get(shard.tp)
+        return shard.tp in self._ended or (there is not None and shard.next_offset >= there)
+
+    def _timers(self, member: Member, read: list[Shard], now: int) -> None:
         """Append the timer records of the partitions that are caught up; they act when they are read."""
-        outputs = self.processor.due([self._shards[tp] for tp in self._ended], now)
+        outputs = self.processor.due(read, now)
         if outputs:
             self._log.append(outputs)
             # Not asked again before what was appended is read.
             self._ended.difference_update({(output.topic, output.partition) for output in outputs})
+        busy = [tp for tp in self._shards if tp not in self._ended]
+        self._there = member.ends(busy)
+        self._timers_at = time.monotonic() + (2 * TIMERS_S if busy else TIMERS_S)  # the question is not free
 
     def _in_order(self, member: Member, merge: TimeMerge, polled: Polled) -> dict[TP, list[Record]]:
         """Pass the records through the merge; a partition far ahead of the others rests meanwhile."""
@@ -337,6 +353,7 @@ class Engine:
             shard.fence, shard.next_offset = write.fence, offsets[shard.tp]
             if emit:
                 self.meter.readable(shard.received_ms, now)
+                self._complete(shard, records[shard.tp][-1])
             shard.dirty.clear()
             shard.wake.clear()
             shard.received_ms.clear()
@@ -353,6 +370,13 @@ class Engine:
             self.meter.counts["fence_surprises"] += len(surprised)
             self._to_restore(member, [tp for tp, shard in shards.items() if shard.name in surprised])
         self._trim(writes)
+
+    def _complete(self, shard: Shard, last: Record) -> None:
+        """Everything received before a record is applied: also where more comes all the time and the end is never met.
+        So it is with topics of the log's own time, which are those that senders write."""
+        kind, received_ms = last.timestamp()
+        if self._merge is not None and kind == _APPENDED:
+            self._caught_up[shard.name] = max(self._caught_up.get(shard.name, 0), received_ms - 1)
 
     def _set_aside(
         self, shards: dict[TP, Shard], records: dict[TP, list[Record]]

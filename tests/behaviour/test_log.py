@@ -257,6 +257,21 @@ def test_a_group_goes_on_where_it_committed_and_another_group_begins_at_the_begi
         assert seat.until_read(5).values() == [b"0", b"1", b"2", b"3", b"4"]
 
 
+def test_a_member_is_told_where_partitions_end_and_comes_there_by_reading(place: Place) -> None:
+    topic, out = place.topic("t", 2), place.topic("out")
+    place.log.append(of_one_partition(3, topic))
+    with place.seat(topic) as seat:
+        seat.until_read(3)
+        read = {(record.topic(), record.partition()): record.offset() + 1 for record in seat.records}
+        assert seat.member.ends([(topic, 0), (topic, 1)]) == {(topic, 0): 0, (topic, 1): 0} | read
+        seat.commit(*of_one_partition(2, out))
+        before = seat.member.ends([(out, 0)])[out, 0]
+        place.log.append(of_one_partition(1, out))
+        last = max(record.offset() for record in place.log.read(out))
+        assert last == before, "what was committed lies before it, and what comes later does not"
+        assert seat.member.ends([]) == {}
+
+
 def test_nothing_is_delivered_before_start_and_the_partition_is_ours_all_the_same(place: Place) -> None:
     topic = place.topic("t")
     place.log.append(of_one_partition(2, topic))

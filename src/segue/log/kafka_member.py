@@ -272,6 +272,9 @@ class KafkaMember:
     def topic_id(self, topic: str) -> str:
         return topic_id(self._admin, topic)
 
+    def ends(self, tps: Sequence[TP]) -> dict[TP, int]:
+        return self._ends.now(tps) if tps else {}
+
     def commit(self, outputs: Iterable[Output], offsets: dict[TP, int]) -> None:
         # The broker checks that the member is of the group's generation, not that the partitions are its own.
         lost = offsets.keys() - self._owned

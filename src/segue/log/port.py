@@ -93,6 +93,10 @@ class Member(Reader, Protocol):
         """The group's committed offsets; None where it has none, or one of a topic of that name that is no more."""
         ...
 
+    def ends(self, tps: Sequence[TP]) -> dict[TP, int]:
+        """The ends of what is committed of these partitions now; without those of which the log cannot say it."""
+        ...
+
     def commit(self, outputs: Iterable[Output], offsets: dict[TP, int]) -> None:
         """Write `outputs` and the next offsets to read, atomically.
 

@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -388,6 +388,11 @@ class SqliteMember(SqliteReader):
     def start(self, tp: TP, offset: int | None) -> None:
         if tp in self._owned:
             super().start(tp, offset)
+
+    def ends(self, tps: Sequence[TP]) -> dict[TP, int]:
+        ask = "SELECT next_offset FROM heads WHERE topic = ? AND partition = ?"
+        found: dict[TP, Any] = {tp: self._file.query(ask, self._file.topic(tp[0])[0], tp[1]) for tp in tps}
+        return {tp: rows[0][0] if rows else 0 for tp, rows in found.items()}
 
     def committed(self, tps: Sequence[TP]) -> dict[TP, int | None]:
         found = _offsets(self._file, self._group)

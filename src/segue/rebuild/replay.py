@@ -99,6 +99,9 @@ class Replay:
     def topic_id(self, topic: str) -> str:
         return self._reader.topic_id(topic)
 
+    def ends(self, tps: Sequence[TP]) -> dict[TP, int]:
+        return {}  # while a log is replayed nothing falls due by the clock
+
     def commit(self, outputs: Iterable[Output], offsets: dict[TP, int]) -> None:
         """Nothing: a silent engine's outputs and offsets stand in the log already."""
 

@@ -97,7 +97,7 @@ def graph(queries: Queries, identifier: Identifier) -> Query[Graph | None]:
         [Link(each, owner.customer_key, owner.since_ms, owner.event_id) for each, owner in owners],
         kin.absorbed,
         [_candidate(*note) for note in noted],
-        standing[belongs_to].known.apart,
+        [key for key in standing[belongs_to].known.apart if key not in (document.customer_key, *kin.keys)],
     )
 
 

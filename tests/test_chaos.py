@@ -219,6 +219,18 @@ def test_the_judge_sees_each_kind_of_damage(damage: Any, violation: str) -> None
     assert judge(ledger, seen).violations()[violation] > 0
 
 
+def test_a_retry_outside_the_window_may_complete_its_signal_again() -> None:
+    ledger, seen = history(customers=1, each=600)
+    event = ledger.events["e0.0"]
+    ledger.sent(event)
+    ledger.acked(event, Ack("segue.events.web", 0, 10_000, 9000, 9.0))
+    seen.steps.append(Step("key0", 601, "e0.0"))
+    seen.signals.append(seen.signals[0])
+    assert "repeated" not in judge(ledger, seen).violations()
+    seen.signals.append(seen.signals[0])
+    assert judge(ledger, seen).violations()["repeated"] == 1
+
+
 def test_a_reader_that_sees_a_revision_fall_is_a_regression_within_an_epoch_and_a_rewind_with_a_new_one() -> None:
     watch = Watch()
     for epoch, revision in ((1, 5), (1, 7), (2, 6), (2, 8), (2, 7)):

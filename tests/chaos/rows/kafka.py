@@ -63,8 +63,9 @@ def broker_errors(run: Run) -> None:
     run.count("answers broken off", proxy.counts["cuts"])
 
 
-@row("F5", "a slow way to the broker")
+@row("F5", "a slow way to the broker", heals_within_s=20)
 def broker_latency(run: Run) -> None:
+    """A transaction that begins while each request takes a second ends as slowly."""
     proxy = through_a_proxy(run)
     run.start()
     for rtt_ms in (50, 200, 1000):

@@ -141,7 +141,7 @@ class Families(Store):
         return self._reader.find(KINDS[side[0]], side) or ""
 
 
-@row("M", "pairs merge while processors die", load=Load(rate=500, customers=200, visits=1 / 150))
+@row("M", "pairs merge while processors die", load=Load(rate=200, customers=200, visits=1 / 150))
 def merging(run: Run) -> None:
     """Every pair is linked while both sides receive events, some of them to a third side too, and processes die.
 
@@ -154,12 +154,13 @@ def merging(run: Run) -> None:
     run.start()
     eventually(lambda: len(run.ledger.snapshot()) == len(traffic.sides), 60, "an event of every side")
     run.healed()
-    waves = 3 if run.quick else 15
+    # A process costs a second of CPU to start: more kills than these, and two cores do nothing else.
+    waves, pause = (3, (0.2, 1.0)) if run.quick else (15, (1.0, 2.0))
     pairs = [(f"u{n}", f"d{n}") for n in range(traffic.load.customers)] + [(f"u{n}", f"e{n}") for n in traffic.thirds]
     for wave in range(waves):
         traffic.links.extend(pairs[wave::waves])
         for _ in run.times(2, 2):
-            kill_one(run, 0.2, 1.0)
+            kill_one(run, *pause)
     run.healed()
     run.count("merges", len(pairs))
     astray = [pair for pair in pairs if len({store.led_to(store.find(side)) for side in pair} - {""}) != 1]

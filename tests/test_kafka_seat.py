@@ -144,6 +144,26 @@ def test_an_abort_that_was_given_up_half_way_costs_the_seat_too(monkeypatch: pyt
         member._abort(KafkaError(KafkaError._TRANSPORT, "no broker", False, False))
 
 
+def test_a_partition_that_ends_with_a_transactions_mark_is_read_to_its_end(
+    kafka_bootstrap: str, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind the last record lies the mark, where no record will ever be; what was read may be polled together with it."""
+    log = KafkaLog(kafka_bootstrap)
+    log.create_topics([Topic(unique, 1, {})])
+    writer = log.join(f"w{unique}", [unique], "one")
+    writer.commit([Output(unique, b"k", b"v") for _ in range(3)], {})
+    writer.close()
+    reader = log.join(f"g{unique}", [unique], "one")
+    eventually(polled(reader, lambda: bool(reader._owned)), 30, "its partition")
+    reader.start((unique, 0), 0)
+    time.sleep(2)  # until the records and the end are both there to be polled
+    records = reader.poll(10, 1).records
+    assert len(records[unique, 0]) == 3
+    monkeypatch.setattr(kafka_ends, "STILL_S", -1.0)  # from now on what was read before is not enough
+    eventually(lambda: (unique, 0) in reader.poll(10, 0.1).ended, 20, "the partition's end")
+    reader.close()
+
+
 def slowly(topic: str) -> Iterator[Output]:
     """Records in so many requests that several are under way while the topic's leaders are still being made."""
     for number in range(200):

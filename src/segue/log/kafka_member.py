@@ -169,12 +169,13 @@ class KafkaMember:
         messages = [] if first is None else [first, *self._consumer.consume(max_records, 0)]
         records: dict[TP, list[Record]] = {}
         ended: list[TP] = []
+        met: dict[TP, int] = {}
         for message in messages:
             tp = (message.topic(), message.partition())
             error = message.error()
             if error is not None:
                 if error.code() == KafkaError._PARTITION_EOF and tp in self._active:
-                    self._next[tp] = message.offset()
+                    met[tp] = message.offset()
                 self._consumer_error(error, tp, ended)
             elif tp in self._active:
                 batch = records.get(tp)
@@ -184,6 +185,8 @@ class KafkaMember:
                     batch.append(message)
         for tp, batch in records.items():
             self._next[tp] = batch[-1].offset() + 1
+        for tp, end in met.items():  # beyond the last record lies the mark of its transaction
+            self._next[tp] = max(end, self._next.get(tp, 0))
         behind, surely = self._ends.doubted(first is not None, self._position())
         if self._several and len(messages) >= _MANY:
             behind += self._behind()

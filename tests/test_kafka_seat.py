@@ -147,7 +147,7 @@ def test_an_abort_that_was_given_up_half_way_costs_the_seat_too(monkeypatch: pyt
 def test_a_partition_that_ends_with_a_transactions_mark_is_read_to_its_end(
     kafka_bootstrap: str, unique: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Behind the last record lies the mark, where no record will ever be; what was read may be polled together with it."""
+    """Behind the last record lies the mark, where no record will ever be; both may come with one poll."""
     log = KafkaLog(kafka_bootstrap)
     log.create_topics([Topic(unique, 1, {})])
     writer = log.join(f"w{unique}", [unique], "one")

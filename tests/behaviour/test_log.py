@@ -266,9 +266,7 @@ def test_a_member_is_told_where_partitions_end_and_comes_there_by_reading(place:
         assert seat.member.ends([(topic, 0), (topic, 1)]) == {(topic, 0): 0, (topic, 1): 0} | read
         seat.commit(*of_one_partition(2, out))
         # Kafka says that it is committed a moment before readers get it.
-        before = 0
-        while not before:
-            before = seat.member.ends([(out, 0)])[out, 0]
+        before = eventually(lambda: seat.member.ends([(out, 0)])[out, 0])
         place.log.append(of_one_partition(1, out))
         last = max(record.offset() for record in place.log.read(out))
         assert last == before, "what was committed lies before it, and what comes later does not"

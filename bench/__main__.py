@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from bench.bare_hops import bare_hops
 from bench.footprint import memory, restore
 from bench.latency import latency
 from bench.merges import merges
@@ -32,6 +33,10 @@ def sections(given: argparse.Namespace) -> dict[str, list[Callable[[Report], Non
         "timers": [partial(timers, kind=kind, rates=given.rates, seconds=given.seconds) for kind in logs],
     }
     if "kafka" in logs:
+        found["latency"] += [
+            partial(bare_hops, rates=given.rates, seconds=given.seconds, partitions=partitions)
+            for partitions in given.partitions
+        ]
         found |= {
             "full": [partial(full, count=given.events, customers=many, hot=hot)],
             "guarantee": [partial(guarantee, count=given.events, customers=hot, repeat=given.repeat)],

@@ -23,6 +23,7 @@ from segue.store.keys import Layout
 from segue.store.shards import ShardStore
 from segue.topics import INTERACTIONS
 from streams.context import ContextProcessor
+from tests.support.records import Line
 
 INTERACTIONS_EACH = 500
 REPEAT = 200
@@ -59,7 +60,7 @@ def _turn(store: _Memory, policy: Policy, key: str, raw: bytes) -> bytes:
     """One owner's turn; returns what it sends to the other owner."""
     shard = Shard(key, (INTERACTIONS, 0), "t", 1, b"", 0, 0, 0, Counter())
     processor = ContextProcessor(store, policy)
-    batch = [(shard, processor.read(shard, [_Line(raw)]))]  # type: ignore[list-item]
+    batch = [(shard, processor.read(shard, [Line(raw)]))]  # type: ignore[list-item]
     processor.prepare(batch)
     outputs = processor.apply(batch)
     store.documents |= {name: b"".join(processor.encode(document)) for name, document in shard.dirty.items()}
@@ -75,17 +76,6 @@ class _Memory(ShardStore):
 
     def read(self, key: str) -> Context:
         return msgspec.json.decode(self.documents[key], type=Context)
-
-
-class _Line:
-    def __init__(self, raw: bytes) -> None:
-        self._raw = raw
-
-    def value(self) -> bytes:
-        return self._raw
-
-    def headers(self) -> None:
-        return None
 
 
 def _context(key: str, offset: int, policy: Policy) -> bytes:

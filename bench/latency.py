@@ -31,6 +31,8 @@ WARM_UP_S = 45
 """A broker's JIT compiler needs it on two cores that are all in use; before, latencies are many times higher."""
 CUSTOMERS = 5000
 TICK_S = 0.01
+LOOK_S = 0.01
+"""Between two looks of the watcher. It reads whole documents; more often, and it slows down what it watches."""
 PATIENCE_S = 30
 
 
@@ -155,7 +157,7 @@ class Watcher:
                     if raw is not None and mark in raw:
                         self.took_ms.append((now - since) * 1000)
                         del self._waiting[mark]
-            time.sleep(0.002)
+            time.sleep(LOOK_S)
 
     def settle(self) -> None:
         """Return when every marked event was seen, or waited for long enough."""

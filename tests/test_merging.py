@@ -29,6 +29,7 @@ from segue.topics import INTERACTIONS, JOURNEY_STEPS, SIGNALS
 from streams.context import ContextProcessor
 from streams.signals import Signals
 from tests.core.builders import MINUTE, answer, entry
+from tests.support.records import Line
 
 POLICY = Policy(keep_timeline=1000)
 
@@ -166,17 +167,6 @@ class World:
     @property
     def all_events(self) -> set[str]:
         return {event for events in self.mine.values() for event in events}
-
-
-class Line:
-    def __init__(self, raw: bytes) -> None:
-        self._raw = raw
-
-    def value(self) -> bytes:
-        return self._raw
-
-    def headers(self) -> None:
-        return None
 
 
 def record(absorbed: str, survivor: str) -> Merge:

@@ -276,7 +276,7 @@ class KafkaMember:
         return topic_id(self._admin, topic)
 
     def ends(self, tps: Sequence[TP]) -> dict[TP, int]:
-        return self._ends.now(tps) if tps else {}
+        return self._ends.now(tps)
 
     def commit(self, outputs: Iterable[Output], offsets: dict[TP, int]) -> None:
         # The broker checks that the member is of the group's generation, not that the partitions are its own.

@@ -188,8 +188,8 @@ class KafkaMember:
         for tp, end in met.items():  # beyond the last record lies the mark of its transaction
             self._next[tp] = max(end, self._next.get(tp, 0))
         behind, surely = self._ends.doubted(first is not None, self._position())
-        if self._several and len(messages) >= _MANY:
-            behind += self._behind()
+        if self._several and len(messages) >= _MANY and not (behind or surely):  # else the broker was asked just now
+            behind = self._behind()
         ended += [tp for tp, batch in records.items() if self._at_end(tp, batch[-1].offset())]
         ended = [tp for tp in dict.fromkeys(ended + surely) if tp not in behind]
         assigned, self._assigned = self._assigned, []

@@ -53,7 +53,7 @@ _POLL_S = 0.1
 _APPENDED = 2
 """The type of a record's timestamp that is the log's own: Kafka's `LogAppendTime`."""
 _ROUND_MS = 500
-_BACKOFF_S = (0.2, 5.0)
+_BACKOFF_S = (0.2, 2.0)
 _SEAT_LASTS = 5
 """So many outages of the log in a row, and it is taken for the seat's own: a client may be stuck for good."""
 

@@ -230,7 +230,7 @@ def mirror(source: EmbeddedValkey, copy: EmbeddedValkey) -> None:
 def cut_off(run: Run) -> None:
     """Once in both directions, once for the replies, once for the requests alone.
 
-    A call under way waits for its answer up to ten seconds, then for the next try up to five.
+    A call under way waits for its answer up to ten seconds, then for the next try up to two.
     """
     namespace = Namespace()
     try:

@@ -91,6 +91,28 @@ def test_who_was_stopped_is_at_no_end_before_the_broker_says_so(
     assert ends.doubted(False, {tp: 1}) == ([], [tp])
 
 
+def test_who_outlives_a_restart_of_the_broker_is_told_where_its_partitions_end(
+    kafka_broker: KafkaBroker, unique: str
+) -> None:
+    """A client that asks for nothing else keeps the leaders of before for five minutes, and is refused."""
+    log, tp = KafkaLog(kafka_broker.bootstrap), (unique, 0)
+    log.create_topics([Topic(unique, 1, {})])
+    log.append([Output(unique, b"k", b"v")])
+    waiting, quiet = (Ends(AdminClient({"bootstrap.servers": kafka_broker.bootstrap, "log_level": 0})) for _ in "ab")
+    assert waiting.now([tp]) == quiet.now([tp]) == {tp: 1}
+    kafka_broker.restart()
+    eventually(lambda: waiting.now([tp]) == {tp: 1}, 60, "an answer that is waited for")
+    quiet.left()
+    time.sleep(kafka_ends.QUIET_S)  # so long is it believed that nothing came
+
+    def surely() -> bool:
+        quiet.left()
+        return quiet.doubted(False, {tp: 1}) == ([], [tp])
+
+    eventually(surely, 60, "an answer that comes later")
+    log.close()
+
+
 def test_a_seat_that_is_not_told_its_offsets_is_lost(kafka_broker: KafkaBroker, unique: str) -> None:
     """Seen after a broker's restart: the client reaches the broker and never finds the group's coordinator again."""
     log = KafkaLog(kafka_broker.bootstrap)

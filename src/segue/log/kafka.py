@@ -35,6 +35,8 @@ _ASK_S = 10.0
 """How long the broker may take to answer."""
 _MOVING = {
     KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError.NOT_COORDINATOR,
@@ -176,23 +178,21 @@ class KafkaLog:
             consumer.close()
 
     def bounds(self, topic: str, settled: bool = False) -> dict[int, tuple[int, int]]:
-        admin = AdminClient(self._common)
         tps = [TopicPartition(topic, partition) for partition in range(self.partitions(topic))]
         until = time.monotonic() + _SETTLE_S
-        first = self._offsets(admin, tps, OffsetSpec.earliest(), IsolationLevel.READ_COMMITTED)
+        first = self._offsets(tps, OffsetSpec.earliest(), IsolationLevel.READ_COMMITTED)
         while True:
             # In this order: when they agree, no transaction was open at the first look.
-            stable = self._offsets(admin, tps, OffsetSpec.latest(), IsolationLevel.READ_COMMITTED)
-            if not settled or stable == self._offsets(admin, tps, OffsetSpec.latest(), IsolationLevel.READ_UNCOMMITTED):
+            stable = self._offsets(tps, OffsetSpec.latest(), IsolationLevel.READ_COMMITTED)
+            if not settled or stable == self._offsets(tps, OffsetSpec.latest(), IsolationLevel.READ_UNCOMMITTED):
                 return {partition: (first[partition], end) for partition, end in stable.items()}
             if time.monotonic() > until:
                 raise LogUnavailable(f"a transaction on {topic} stays open")
             time.sleep(0.05)
 
-    def _offsets(
-        self, admin: AdminClient, tps: list[TopicPartition], spec: OffsetSpec, level: IsolationLevel
-    ) -> dict[int, int]:
+    def _offsets(self, tps: list[TopicPartition], spec: OffsetSpec, level: IsolationLevel) -> dict[int, int]:
         def asked() -> dict[int, int]:
+            admin = AdminClient(self._common)  # one that knew the leaders of before would be refused again
             found = admin.list_offsets(dict.fromkeys(tps, spec), isolation_level=level, request_timeout=_ASK_S)
             return {tp.partition: future.result(2 * _ASK_S).offset for tp, future in found.items()}
 

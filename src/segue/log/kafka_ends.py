@@ -9,15 +9,17 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
-from confluent_kafka import IsolationLevel, KafkaException, TopicPartition
+from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from segue.log.port import TP
 
 _ENDS_S, _IN_TIME_S = 1.0, 3.0
 """How long the broker may take to say where its partitions end: while it is waited for, and while it is not."""
+_TRIES = 2
 
 STILL_S, QUIET_S = 0.3, 1.0
 """Who was stopped for so long, or heard nothing for so long, may be behind without knowing it."""
@@ -32,12 +34,16 @@ class Ends:
         self._certain = self._left = time.monotonic()
 
     def now(self, tps: Collection[TP]) -> dict[TP, int]:
-        """Ask and wait, 4 ms as a rule. Empty when a leader moves: then go on as the consumer sees it."""
-        try:
-            asked = self._ask(tps, _ENDS_S) if tps else {}
-            return {(p.topic, p.partition): f.result(_ENDS_S).offset for p, f in asked.items()}
-        except (KafkaException, TimeoutError):
-            return {}
+        """Ask and wait, 4 ms as a rule. Empty while nobody answers: then go on as the consumer sees it."""
+        for _ in range(_TRIES):
+            try:
+                asked = self._ask(tps, _ENDS_S) if tps else {}
+                return {(p.topic, p.partition): f.result(_ENDS_S).offset for p, f in asked.items()}
+            except TimeoutError:
+                break
+            except KafkaException as error:
+                self._refused(error.args[0])
+        return {}
 
     def doubted(self, heard: bool, position: Mapping[TP, int]) -> tuple[list[TP], list[TP]]:
         """The partitions that are not, or perhaps not, at their end any more, and those that surely are.
@@ -79,5 +85,16 @@ class Ends:
         answered, self._question = self._question, {}
         try:
             return {(p.topic, p.partition): future.result().offset for p, future in answered.items()}
-        except KafkaException:
+        except KafkaException as error:
+            self._refused(error.args[0])
             return {}
+
+    def _refused(self, error: KafkaError) -> None:
+        """Find out who leads, when it was a broker that said no.
+
+        A client that asks for nothing else goes by what it knows for five minutes, and after a restart of the broker
+        is told so long that its "leader epoch is older than broker epoch" (librdkafka 2.16).
+        """
+        if error.code() > 0:  # what the client says itself, such as that there is no broker, is below
+            with suppress(KafkaException):
+                self._admin.list_topics(timeout=_ENDS_S)

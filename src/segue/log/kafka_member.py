@@ -342,20 +342,20 @@ class KafkaMember:
             raise error
 
     def _abort(self, error: KafkaError) -> None:
-        """End a failed transaction and say whose fault it was. Never returns."""
-        if error.fatal() or error.retriable():  # given up half way: the client takes nothing but that same call again
-            raise MemberLost(f"producer: {error.str()}")
-        self._take_back()
-        if error.code() in _OWNERSHIP_LOST:
-            raise Fenced(error.str())
-        raise LogUnavailable(f"transaction aborted: {error.str()}")
+        """End a failed transaction and say whose fault it was. Never returns.
 
-    def _take_back(self) -> None:
-        """Abort. Raises MemberLost when that does not come to an end: the client takes nothing but that call then."""
+        Only when the group refused it, and all else went well, may this producer begin another one. Requests of a
+        transaction that failed may still be under way, and what comes next has their epoch and their numbers: it could
+        be taken for a repetition, or they for a part of it (before KIP-890, which librdkafka does not speak yet). A new
+        seat's producer has an epoch of its own, and whatever the old one sent is refused.
+        """
+        if error.code() not in _OWNERSHIP_LOST or error.fatal() or error.retriable():
+            raise MemberLost(f"transaction failed: {error.str()}")
         try:
             _retry(self._producer.abort_transaction)
-        except KafkaException as error:
-            raise MemberLost(f"producer: {error.args[0].str()}") from error
+        except KafkaException as failed:
+            raise MemberLost(f"producer: {failed.args[0].str()}") from failed
+        raise Fenced(error.str())
 
     def _guard(self, call: Callable[[], object]) -> None:
         try:

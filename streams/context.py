@@ -25,7 +25,7 @@ from segue.engine import Shard, load_missing
 from segue.log.port import TP, Output, Record
 from segue.store.resp import Pieces
 from segue.store.shards import Fence, ShardStore
-from segue.topics import DEAD_LETTERS, INTERACTIONS, JOURNEY_STEPS
+from segue.topics import INTERACTIONS, JOURNEY_STEPS
 
 _decode = msgspec.json.Decoder(Interaction).decode
 _decode_other = msgspec.json.Decoder(TimerDue | Transfer).decode
@@ -51,7 +51,6 @@ class ContextProcessor:
         self._store, self._policy = store, policy
         self._interactions = store.layout.interactions
         self.topics: Sequence[str] = (self._interactions,)
-        self.emits: Sequence[str] = (JOURNEY_STEPS, self._interactions, DEAD_LETTERS)
         self._steps_alike = store.layout.step_partitions == store.layout.partitions
         self._complete_ms = 0
         self._kin: set[str] = set()

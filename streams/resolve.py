@@ -28,7 +28,7 @@ from segue.routing import unusable
 from segue.store.identity import IdentityIndex
 from segue.store.resp import Pieces
 from segue.store.shards import Fence
-from segue.topics import COMMANDS, DEAD_LETTERS, EVENT_TOPICS, EVENTS, IDENTITY, INTERACTIONS
+from segue.topics import COMMANDS, EVENT_TOPICS, EVENTS, IDENTITY, INTERACTIONS
 
 _encode = msgspec.json.Encoder().encode
 _decode_command = msgspec.json.Decoder(Command).decode
@@ -62,7 +62,6 @@ class Resolve:
         self, index: IdentityIndex, source: Log, region: str | None = None, interactions: str = INTERACTIONS
     ) -> None:
         self._index, self._log, self._region, self._interactions = index, source, region, interactions
-        self.emits: Sequence[str] = (interactions, IDENTITY, DEAD_LETTERS)
         self._arrivals: list[Arrival] = []
         """Of the batch at hand, as received: `prepare` decides them, `apply` passes them on."""
 

@@ -19,7 +19,7 @@ from segue.engine import Shard, load_missing
 from segue.log.port import TP, Output, Record
 from segue.store.resp import Pieces
 from segue.store.shards import Fence, ShardStore
-from segue.topics import DEAD_LETTERS, JOURNEY_STEPS, SIGNALS
+from segue.topics import JOURNEY_STEPS, SIGNALS
 
 _decode = msgspec.json.Decoder(StepView).decode
 _encode = msgspec.json.Encoder().encode
@@ -46,7 +46,6 @@ class Signals:
     kind = "sig"
     timed = False
     topics: Sequence[str] = (JOURNEY_STEPS,)
-    emits: Sequence[str] = (SIGNALS, JOURNEY_STEPS, DEAD_LETTERS)
 
     def __init__(self, store: ShardStore, rules: RuleBook) -> None:
         self._store, self._rules = store, rules

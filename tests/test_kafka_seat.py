@@ -113,19 +113,6 @@ def test_who_outlives_a_restart_of_the_broker_is_told_where_its_partitions_end(
     log.close()
 
 
-def test_a_seat_begins_by_ending_what_its_name_may_have_left_where_it_writes(kafka_bootstrap: str, unique: str) -> None:
-    """An aborted record and its mark in each partition; readers get nothing of it."""
-    log, out = KafkaLog(kafka_bootstrap), f"{unique}-out"
-    log.create_topics([Topic(unique, 1, {}), Topic(out, 3, {"cleanup.policy": "compact"})])
-    member = log.join(f"g{unique}", [unique], "one", [out, "not-there"])
-    eventually(polled(member, lambda: bool(member._owned)), 30, "its partition")
-    for _ in "twice":
-        assert member.committed([(unique, 0)]) == {(unique, 0): None}
-    assert log.bounds(out, settled=True) == dict.fromkeys(range(3), (0, 2))
-    assert list(log.read(out)) == []
-    member.close()
-
-
 def test_a_seat_that_is_not_told_its_offsets_is_lost(kafka_broker: KafkaBroker, unique: str) -> None:
     """Seen after a broker's restart: the client reaches the broker and never finds the group's coordinator again."""
     log = KafkaLog(kafka_broker.bootstrap)

@@ -100,8 +100,6 @@ class Processor(Protocol):
     name: str
     group: str
     topics: Sequence[str]
-    emits: Sequence[str]
-    """The topics that it writes to, dead letters included."""
     kind: str
     timed: bool
     """Whether time alone brings anything about: `due`."""
@@ -211,8 +209,7 @@ class Engine:
 
     def _round(self) -> None:
         if self._member is None:
-            processor = self.processor
-            self._member = self._log.join(processor.group, processor.topics, self._instance, processor.emits)
+            self._member = self._log.join(self.processor.group, self.processor.topics, self._instance)
             self._store.forget_the_gone(self._clock())
         rest = self._turned_at + LINGER_S - time.monotonic()
         if rest > 0:

@@ -253,8 +253,8 @@ class KafkaLog:
                     raise LogUnavailable(f"{what} at {self._bootstrap}: {cause.str()}") from error
             time.sleep(0.1)
 
-    def join(self, group: str, topics: Sequence[str], instance: str, emits: Sequence[str] = ()) -> KafkaMember:
-        return KafkaMember(self._common, self._bootstrap, group, topics, instance, self._keeps_names, emits)
+    def join(self, group: str, topics: Sequence[str], instance: str) -> KafkaMember:
+        return KafkaMember(self._common, self._bootstrap, group, topics, instance, self._keeps_names)
 
     def close(self) -> None:
         if self._producer is not None and self._producer.flush(5):

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
@@ -29,8 +29,6 @@ from segue.errors import Fenced, LogUnavailable, MemberLost
 from segue.log.kafka_ends import Ends
 from segue.log.port import TP, Output, Polled, Record
 from segue.topics import MAX_RECORD_BYTES, PRODUCER
-
-_T = TypeVar("_T")
 
 _OWNERSHIP_LOST = {
     KafkaError.ILLEGAL_GENERATION,
@@ -90,9 +88,8 @@ class KafkaMember:
         topics: Sequence[str],
         instance: str,
         keeps_name: bool = False,
-        emits: Sequence[str] = (),
     ) -> None:
-        self._bootstrap, self._topic, self._emits = bootstrap, topics[0], emits
+        self._bootstrap, self._topic = bootstrap, topics[0]
         self._heard = self._asked = time.monotonic()
         self._admin = AdminClient(common)
         self._ends = Ends(self._admin)
@@ -312,38 +309,22 @@ class KafkaMember:
         self._aside(both)
 
     def _begin(self, tp: TP) -> None:
-        """Abort a transaction with an offset in it and a record for each partition written to, once per seat.
+        """Abort a transaction with an offset in it, once per seat.
 
-        A broker that restarts may note that it aborted a transaction, and tell no partition (Kafka 4.3). What this
-        name's last producer left there would be part of our first commit: its records would come twice, and its offset
-        would be ahead of what was emitted, or stay pending for good. The end of any transaction of the same name ends
-        it in each partition that is part of it (docs/adr/0015).
+        An offset that this name's last producer sent in the moment in which its transaction was ended by another can
+        stay pending for good, and committed offsets are not told beside one (Kafka 4.3). The end of any later
+        transaction of the same name ends it too.
         """
         if not self._begun:
-            emitted_to = self._guard(self._emitted_to)
             self._guard(self._producer.begin_transaction)
             try:
-                for topic, partitions in emitted_to.items():
-                    for partition in range(partitions):
-                        produce(self._producer, Output(topic, b"", None, partition))
-                self._end([TopicPartition(*tp, 0)], self._swept)
+                self._end([TopicPartition(*tp, 0)], self._producer.abort_transaction)
             except KafkaException as error:
                 try:
                     self._abort(error.args[0])
                 except Fenced as others:  # the group changes: what we were given is not ours any more
                     raise LogUnavailable(str(others)) from others
             self._begun = True
-
-    def _emitted_to(self) -> dict[str, int]:
-        """The topics that we emit to, as far as they are there, and how many partitions each has."""
-        there = self._admin.list_topics(timeout=_JOIN_S).topics if self._emits else {}
-        return {topic: len(there[topic].partitions) for topic in self._emits if topic in there}
-
-    def _swept(self, left: float) -> None:
-        """Abort, when all of it is in the log: what is not sent yet, an abort would not send."""
-        if self._producer.flush(left):
-            raise MemberLost("the broker does not take what begins a seat")
-        self._producer.abort_transaction(left)
 
     def _aside(self, call: Callable[[], None]) -> None:
         """Make a call in a thread of its own kind: sending offsets hangs for good, whatever time it is given, when the
@@ -376,9 +357,9 @@ class KafkaMember:
             raise MemberLost(f"producer: {failed.args[0].str()}") from failed
         raise Fenced(error.str())
 
-    def _guard(self, call: Callable[[], _T]) -> _T:
+    def _guard(self, call: Callable[[], object]) -> None:
         try:
-            return call()
+            call()
         except KafkaException as error:
             cause = error.args[0]
             if cause.fatal() or not cause.retriable():

@@ -151,9 +151,8 @@ class Log(Protocol):
         """Commit offsets for a group that has no members."""
         ...
 
-    def join(self, group: str, topics: Sequence[str], instance: str, emits: Sequence[str] = ()) -> Member:
-        """Take a seat in `group`. `instance` names this process among the group's members, `emits` the topics that it
-        commits records to."""
+    def join(self, group: str, topics: Sequence[str], instance: str) -> Member:
+        """Take a seat in `group`. `instance` names this process among the group's members."""
         ...
 
     def close(self) -> None: ...

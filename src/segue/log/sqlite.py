@@ -240,7 +240,7 @@ class SqliteLog:
         with self._lock, self._file.transaction():
             self._file.commit_offsets(group, offsets)
 
-    def join(self, group: str, topics: Sequence[str], instance: str, emits: Sequence[str] = ()) -> SqliteMember:
+    def join(self, group: str, topics: Sequence[str], instance: str) -> SqliteMember:
         return SqliteMember(_File(self._path, self._full_sync), group, topics, instance)
 
     def close(self) -> None:

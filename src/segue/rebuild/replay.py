@@ -107,7 +107,7 @@ class Replay:
 
     # --- the log
 
-    def join(self, group: str, topics: Sequence[str], instance: str, emits: Sequence[str] = ()) -> Replay:
+    def join(self, group: str, topics: Sequence[str], instance: str) -> Replay:
         return self
 
     def append(self, outputs: Iterable[Output]) -> None:

@@ -7,16 +7,14 @@ a poll brings; `second` passes these on to that of steps, and writes them to Red
 from __future__ import annotations
 
 import struct
-import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import orjson
 
-from bench.latency import CUSTOMERS, WARM_UP_S, pace
+from bench.latency import CUSTOMERS, WARM_UP_S, pace, running
 from bench.load import events
 from bench.report import Report
 from bench.stack import started
@@ -25,7 +23,6 @@ from segue.engine import LINGER_S
 from segue.log.port import TP, Output, Record
 from segue.settings import Settings, load
 from segue.topics import EVENT_TOPICS, INTERACTIONS, JOURNEY_STEPS
-from tests.support.processes import environment
 
 TOOK = "bare:took"
 """The key in Redis: how many events took how many ms so far."""
@@ -38,7 +35,9 @@ _RECEIVED = struct.Struct(">q")
 def bare_hops(report: Report, rates: Sequence[int], seconds: int, partitions: int) -> None:
     """From the log's receipt of an event to the answered write of its bytes, through both hops."""
     section = "latency, kafka log: two hops that do nothing"
-    with started("kafka", partitions=partitions, event_partitions=min(partitions, 2)) as stack, _hops(stack.settings):
+    hops = [("bench.bare_hops", name) for name in HOPS]
+    started_up = started("kafka", partitions=partitions, event_partitions=min(partitions, 2))
+    with started_up as stack, running(stack.settings, hops):
         settings = stack.settings
         first = pace(settings, events(1000 * WARM_UP_S, CUSTOMERS, "paced"), 1000, WARM_UP_S, "bare: warming up")
         for rate in rates:
@@ -49,19 +48,6 @@ def bare_hops(report: Report, rates: Sequence[int], seconds: int, partitions: in
             quantiles = {f"p{q} ms": took[len(took) * q // 100] for q in (50, 95, 99)}
             report.add(section, {"partitions": partitions, "paced ev/s": rate, "seen": len(took)} | quantiles)
     report.show(section)
-
-
-@contextmanager
-def _hops(settings: Settings) -> Iterator[None]:
-    children = [
-        subprocess.Popen([sys.executable, "-m", "bench.bare_hops", name], env=environment(settings)) for name in HOPS
-    ]
-    try:
-        yield
-    finally:
-        for child in children:
-            child.kill()
-            child.wait(20)
 
 
 def _took(settings: Settings) -> Counter[int]:

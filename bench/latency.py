@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
 
 import redis
@@ -64,13 +64,15 @@ def latency(report: Report, kind: str, rates: Sequence[int], seconds: int, parti
     report.show(section)
 
 
-@contextmanager
-def processors(settings: Settings) -> Iterator[None]:
+def processors(settings: Settings) -> AbstractContextManager[None]:
     """All processors as processes of their own."""
-    children = [
-        subprocess.Popen([sys.executable, "-m", "segue", "run", name], env=environment(settings))
-        for name in runtime.PROCESSORS
-    ]
+    return running(settings, [("segue", "run", name) for name in runtime.PROCESSORS])
+
+
+@contextmanager
+def running(settings: Settings, modules: Sequence[Sequence[str]]) -> Iterator[None]:
+    """Modules with their arguments, each as a process."""
+    children = [subprocess.Popen([sys.executable, "-m", *module], env=environment(settings)) for module in modules]
     try:
         yield
     finally:

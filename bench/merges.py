@@ -139,8 +139,7 @@ class Run:
         """Send the events that link `pairs`, at a steady pace, for so many seconds."""
         count, linker = RATE * seconds, Linker(self._settings, self._producer, pairs, seconds)
         with Watcher(self._settings, every_s=0.05) as watcher:
-            # Made beforehand: who invents events at this rate takes a tenth of the cores from who is measured.
-            made = list(events(count, CUSTOMERS, "paced", self._sent))
+            made = list(events(count, CUSTOMERS, "paced", self._sent))  # beforehand, as in bench.latency
             source = watcher.marking(iter(made), self._sent)
             with linker:
                 self._sent += pace(self._settings, source, RATE, seconds, name)

@@ -313,7 +313,7 @@ class KafkaMember:
 
         An offset that this name's last producer sent in the moment in which its transaction was ended by another can
         stay pending for good, and committed offsets are not told beside one (Kafka 4.3). The end of any later
-        transaction of the same name ends it too.
+        transaction of the same name ends it too. A marker that the broker skipped leaves the same (docs/adr/0015).
         """
         if not self._begun:
             self._guard(self._producer.begin_transaction)

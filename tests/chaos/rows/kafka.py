@@ -20,9 +20,8 @@ def through_a_proxy(run: Run) -> Proxy:
     return proxy
 
 
-@row("F3", "the broker restarts", heals_within_s=15)
+@row("F3", "the broker restarts")
 def broker_restarts(run: Run) -> None:
-    """The end of a transaction that hangs over a restart is given up after twelve seconds: see `KafkaMember`."""
     run.start()
     for n in run.times(10, 2):
         if n % 2:

@@ -255,7 +255,7 @@ def cut_off(run: Run) -> None:
             run.sleep(1)
 
 
-@row("F12", "a slow link to Redis that breaks", heals_within_s=20)
+@row("F12", "a slow link to Redis that breaks")
 def slow_link(run: Run) -> None:
     """100 ms to and fro, one piece in a hundred stuck for 2 s, three replies in a hundred cut in its middle.
 

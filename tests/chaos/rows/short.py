@@ -30,11 +30,12 @@ def processors(run: Run) -> None:
 def services(run: Run) -> None:
     valkey = own_redis(run, NO_PERSISTENCE)
     watched(run)
-    run.broker.kill()  # stopped in order under load, a lone broker may break transactions: docs/adr/0015
-    run.count("broker away")
-    run.sleep(run.rng.uniform(1, 3))
-    run.broker.start()
-    run.healed()
+    for end in (run.broker.kill, run.broker.stop):
+        end()
+        run.count("broker away")
+        run.sleep(run.rng.uniform(1, 3))
+        run.broker.start()
+        run.healed()
     valkey.kill()
     run.count("Redis emptied")
     run.sleep(1)

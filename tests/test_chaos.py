@@ -121,6 +121,9 @@ def test_a_row_that_ran_again_replaces_its_line_unless_it_says_less(tmp_path: Pa
     report.enter(page, Result(ROWS["F2"], Verdict(notes=["slow"])), "quick, 4")
     assert lines()[0].split() == ["F2", "quick,", "4"]
     assert "RED: slow" in page.read_text()
+    report.enter(page, Result(ROWS["F2"], Verdict()), "full, 5, 3 brokers")
+    report.enter(page, Result(ROWS["F2"], Verdict()), "full, 6")
+    assert [line.split("  ")[-1].strip() for line in lines()] == ["full, 6", "full, 5, 3 brokers", "quick, 1"]
 
 
 # --- the judge alone

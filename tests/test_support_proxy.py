@@ -12,7 +12,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from segue.embedded.valkey import EmbeddedValkey
-from tests.support.proxy import Address, Proxy, address_of
+from tests.support.proxy import Address, Proxies, Proxy, address_of
 from tests.support.stack import eventually
 
 
@@ -109,3 +109,17 @@ def test_every_connection_is_cut_and_new_ones_are_taken(servers: tuple[Address, 
             with pytest.raises(redis.WatchError, match="ConnectionError"):
                 pipe.get("name")
         assert client.ping()
+
+
+def test_the_proxies_of_several_servers_are_turned_together(servers: tuple[Address, Address]) -> None:
+    proxies = Proxies([Proxy(server) for server in servers]).start()
+    try:
+        clients = [client_of(proxy) for proxy in proxies.each]
+        assert [client.get("name") for client in clients] == [b"first", b"second"]
+        proxies.cut_rate = 1.0
+        for client in clients:
+            with pytest.raises(redis.ConnectionError):
+                client.get("name")
+        assert proxies.counts == {"connections": 2, "cuts": 2}
+    finally:
+        proxies.stop()

@@ -1,7 +1,7 @@
 """Run the matrix, or rows of it, and print one line a row.
 
-python -m tests.chaos [--rows F1,F2] [--seed N] [--quick] [--unsafe fence|epoch|ids|silent|transaction]
-                      [--markdown FILE] [--json FILE]
+python -m tests.chaos [--rows F1,F2] [--seed N] [--quick] [--brokers 3]
+                      [--unsafe fence|epoch|ids|silent|transaction] [--keep DIR] [--markdown FILE] [--json FILE]
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ def main() -> None:
     parser.add_argument("--rows", help="names, with commas; default: all")
     parser.add_argument("--seed", type=int, help="default: of the clock")
     parser.add_argument("--quick", action="store_true", help="fewer faults, a smaller load")
+    parser.add_argument("--brokers", type=int, choices=(1, 3, 4, 5), default=1, help="each topic has three replicas")
     parser.add_argument("--unsafe", help="switch one guarantee off: the rows must go red")
     parser.add_argument("--no-replay", action="store_true", help="leave out the comparison with a replay")
-    parser.add_argument("--keep", type=Path, help="keep the processes' logs in this directory")
+    parser.add_argument("--keep", type=Path, help="keep the processes' logs and the brokers' folders here")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path, help="a page with a table of results, whose lines are replaced")
     options = parser.parse_args()
@@ -33,9 +34,12 @@ def main() -> None:
     if unknown:
         parser.error(f"no such row: {', '.join(unknown)}; there are {', '.join(ROWS)}")
     seed = options.seed if options.seed is not None else time.time_ns() % 1_000_000
-    print(f"seed {seed}", flush=True)
+    size = f"{'quick' if options.quick else 'full'}, {seed}"
+    if options.brokers > 1:
+        size += f", {options.brokers} brokers"
+    print(size, flush=True)
     results: list[Result] = []
-    with World(options.keep) as world:
+    with World(options.keep, brokers=options.brokers) as world:
         for name in wanted:
             replay = not options.no_replay and options.unsafe is None
             result = world.run(
@@ -46,7 +50,7 @@ def main() -> None:
             for note in result.verdict.notes:
                 print(f"     {note}", flush=True)
             if options.markdown and not options.unsafe:
-                enter(options.markdown, result, f"{'quick' if options.quick else 'full'}, {seed}")
+                enter(options.markdown, result, size)
     if options.json:
         options.json.write_bytes(orjson.dumps([r.figures() for r in results], option=orjson.OPT_INDENT_2))
     red = [result.row.name for result in results if not result.ok]

@@ -1,4 +1,4 @@
-"""What a row runs in: a real broker, a real Valkey, the processors as processes, a sender, readers, a judge.
+"""What a row runs in: a real broker(s), a real Valkey, the processors as processes, a sender, readers, a judge.
 
 To add a row, write a function in a module of `tests/chaos/rows/` (and name the module there):
 
@@ -53,7 +53,8 @@ from tests.chaos.oracle import (
     all_expected,
     judge,
 )
-from tests.support.kafka_broker import KafkaBroker, free_ports
+from tests.support.kafka_broker import SMALL_JVM, KafkaBroker, free_ports
+from tests.support.kafka_cluster import REPLICAS, KafkaCluster, advertised, listener
 from tests.support.processes import Processes, without_topics
 from tests.support.stack import eventually
 
@@ -66,6 +67,8 @@ _READER_HZ = 20
 _WATCHED = 40
 _HEAD = 12_000
 """Bytes of a document that hold its revision and its counts: all before the timeline."""
+_MARKERS = "-Dorg.slf4j.simpleLogger.log.{}kafka.coordinator.transaction=info"
+"""Lets a broker tell of markers that it skips: one package in Scala, one in Java."""
 _CHANNELS = re.compile(rb'"channels":({[^}]*})')
 _REVISION = re.compile(rb'"revision":(\d+)')
 
@@ -154,22 +157,28 @@ class Result:
 
 
 class World:
-    """The services that all rows share, fresh for each: one broker, one Valkey on a port that stays."""
+    """The services that all rows share, fresh for each: one broker or several, one Valkey on a port that stays.
 
-    def __init__(self, directory: Path | None = None, broker: KafkaBroker | None = None) -> None:
+    `proxied` has two ports for each broker: of its second listener, and the one that its clients are told to come by.
+    """
+
+    def __init__(
+        self, directory: Path | None = None, broker: KafkaBroker | KafkaCluster | None = None, brokers: int = 1
+    ) -> None:
         self._given = (directory, broker)
         self._stack = ExitStack()
+        self.brokers = brokers
 
     def __enter__(self) -> Self:
         directory, broker = self._given
         try:
+            kept = directory
             if directory is None:
                 directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="segue-chaos-")))
             self.directory = directory
-            self.second_port, self.proxied_port = free_ports(2)
-            self.broker = (
-                self._stack.enter_context(own_broker(self.second_port, self.proxied_port)) if broker is None else broker
-            )
+            ports = free_ports(2 * self.brokers)
+            self.proxied = list(zip(ports[::2], ports[1::2], strict=True))
+            self.broker = self._stack.enter_context(own_broker(self.proxied, kept)) if broker is None else broker
             self.valkey = EmbeddedValkey(directory / "valkey", port=free_ports(1)[0])
             self._stack.callback(self.valkey.stop)
             self.valkey.start()
@@ -216,17 +225,22 @@ class World:
         return Result(row, verdict, run.counts, time.monotonic() - began)
 
 
-def own_broker(second: int, proxied: int) -> KafkaBroker:
-    """A broker with a second listener that tells its clients to come by another port: that of a proxy."""
+def own_broker(proxied: Sequence[tuple[int, int]], directory: Path | None = None) -> KafkaBroker | KafkaCluster:
+    """A broker for each pair of ports: of a second listener, and of the proxy that its clients are told to come by.
+
+    Their data and logs stay in `directory`, if there is one.
+    """
+    tells = (*SMALL_JVM, _MARKERS.format(""), _MARKERS.format("org.apache."))
+    if len(proxied) > 1:
+        return KafkaCluster(len(proxied), directory=directory, jvm_flags=tells, proxied=proxied)
+    ((second, by),) = proxied
     (port,) = free_ports(1)
     return KafkaBroker(
+        directory=None if directory is None else directory / "node-1",
         port=port,
-        properties={
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT",
-            "inter.broker.listener.name": "PLAINTEXT",
-            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port},PROXIED://127.0.0.1:{proxied}",
-        },
-        more_listeners=f"PROXIED://127.0.0.1:{second}",
+        jvm_flags=tells,
+        properties=advertised(port, by),
+        more_listeners=listener(second),
     )
 
 
@@ -256,6 +270,7 @@ class Run:
                     "kafka": world.broker.bootstrap,
                     "partitions": 6 if quick else 12,
                     "event_partitions": 2,
+                    "replication": min(REPLICAS, world.brokers),
                 }
                 | row.settings
             )

@@ -13,16 +13,18 @@ _COLUMNS = ("row", "size, seed", "faults made", "events", *Verdict.ZERO, "healed
 
 
 def enter(page: Path, result: Result, size: str) -> None:
-    """Put a result into the page's table. `size` is how it was made: `quick, 7` or `full, 7`.
+    """Put a result into the page's table. `size` is how it was made: `quick, 7` or `full, 7, 3 brokers`.
 
+    A row has one line for each number of brokers.
     What a quick run says does not replace what a full one said, unless it is red.
     """
     before, _, rest = page.read_text().partition(BEGIN)
     table, _, after = rest.partition(END)
-    lines = {cells[0]: cells for cells in map(_cells, table.splitlines()[2:])}
-    found = lines.get(result.row.name)
+    lines = {_key(cells): cells for cells in map(_cells, table.splitlines()[2:])}
+    key = _key(line(result, size))
+    found = lines.get(key)
     if found is None or not result.ok or size.startswith("full") or found[1].startswith("quick"):
-        lines[result.row.name] = line(result, size)
+        lines[key] = line(result, size)
     head = [_joined(_COLUMNS), "|" + "---|" * len(_COLUMNS)]
     text = "\n".join([*head, *(_joined(cells) for _, cells in sorted(lines.items(), key=_place))])
     page.write_text(f"{before}{BEGIN}{text}\n{END}{after}")
@@ -39,11 +41,16 @@ def line(result: Result, size: str) -> list[str]:
     return [result.row.name, size, made, *map(str, counts), heal, p99, verdict.replace("|", "/")]
 
 
-def _place(named: tuple[str, list[str]]) -> tuple[str, int, str]:
-    """F2 before F10."""
-    name = named[0]
+def _key(cells: list[str]) -> tuple[str, str]:
+    """The row and what its size says of brokers: nothing when there was one."""
+    return cells[0], cells[1].partition(",")[2].partition(",")[2].strip()
+
+
+def _place(named: tuple[tuple[str, str], list[str]]) -> tuple[str, int, str, str]:
+    """F2 before F10, one broker before several."""
+    name, brokers = named[0]
     digits = "".join(c for c in name if c.isdigit())
-    return name[0], int(digits or 0), name
+    return name[0], int(digits or 0), name, brokers
 
 
 def _cells(line: str) -> list[str]:

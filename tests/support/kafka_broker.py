@@ -34,6 +34,7 @@ __all__ = [
     "KafkaStartError",
     "KafkaUnavailable",
     "free_ports",
+    "new_cluster_id",
     "wait_for_kafka",
 ]
 
@@ -44,6 +45,7 @@ SMALL_JVM = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 _PORTS = range(15_000, 30_000)
 ONE_NODE = Path(__file__).parents[1] / "kafka" / "server.properties"
 _START_TIMEOUT_S = 60.0
+_LOG = "broker.log"
 
 
 class KafkaStartError(RuntimeError):
@@ -55,7 +57,8 @@ class KafkaBroker:
 
     ``stop``, ``kill`` and ``restart`` keep data and ports; ``close`` or leaving the context ends
     everything. It ends with this process, however that ends. ``properties`` override its settings;
-    ``more_listeners`` come beside its own.
+    ``more_listeners`` come beside its own. As one node of several it is told the port of its
+    controller and the cluster's id: ``KafkaCluster``.
     """
 
     def __init__(
@@ -63,12 +66,15 @@ class KafkaBroker:
         *,
         directory: Path | None = None,
         port: int | None = None,
+        controller_port: int | None = None,
+        cluster_id: str | None = None,
         jvm_flags: Sequence[str] = SMALL_JVM,
         properties: Mapping[str, str] | None = None,
         more_listeners: str = "",
     ) -> None:
         free = free_ports(2)
-        self._port, self._controller_port = port or free[0], free[1]
+        self._port, self._controller_port = port or free[0], controller_port or free[1]
+        self._cluster_id = cluster_id or new_cluster_id()
         self._jvm_flags = tuple(jvm_flags)
         self._properties = dict(properties or {})
         self._more_listeners = f",{more_listeners}" if more_listeners else ""
@@ -105,8 +111,8 @@ class KafkaBroker:
         settings = home / "server.properties"
         settings.write_text(self._settings(home))
         if not (home / "data" / "meta.properties").exists():
-            _format_storage(java, settings)
-        logfile = home / "broker.log"
+            _format_storage(java, settings, self._cluster_id)
+        logfile = home / _LOG
         with logfile.open("ab") as log:
             log_start = log.tell()
             self._process = spawn_bound_child([*java, "kafka.Kafka", str(settings)], output=log)
@@ -139,6 +145,11 @@ class KafkaBroker:
     def resume(self) -> None:
         """Go on after ``pause``; does nothing otherwise."""
         self._started().send_signal(signal.SIGCONT)
+
+    def says(self, words: str) -> int:
+        """How many lines of its log hold these words, of all its starts."""
+        log = self._home() / _LOG
+        return sum(words in line for line in log.open(errors="replace")) if log.exists() else 0
 
     def close(self) -> None:
         """End it and delete the temporary folder."""
@@ -212,9 +223,13 @@ def wait_for_kafka(bootstrap: str, timeout_s: float, *, while_true: Callable[[],
     return False
 
 
-def _format_storage(java: Sequence[str], settings: Path) -> None:
+def new_cluster_id() -> str:
+    """An id for a new cluster, as Kafka writes them."""
     # Behind a letter, because an id that begins with a dash is read as an option.
-    cluster_id = "S" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode()[1:].rstrip("=")
+    return "S" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode()[1:].rstrip("=")
+
+
+def _format_storage(java: Sequence[str], settings: Path, cluster_id: str) -> None:
     command = [*java, "kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(settings)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:

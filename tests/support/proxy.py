@@ -10,7 +10,7 @@ import asyncio
 import random
 import threading
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
@@ -122,6 +122,53 @@ class Proxy:
 
     def chance(self, rate: float) -> bool:
         return rate > 0 and self._random.random() < rate
+
+
+class Proxies:
+    """A proxy for each server of a cluster, turned together: those knobs and counts of `Proxy` that rows use."""
+
+    def __init__(self, each: Iterable[Proxy]) -> None:
+        self.each = list(each)
+
+    @property
+    def addresses(self) -> str:
+        """Of all, with commas."""
+        return ",".join(f"127.0.0.1:{proxy.port}" for proxy in self.each)
+
+    @property
+    def delay_s(self) -> float:
+        return self.each[0].delay_s
+
+    @delay_s.setter
+    def delay_s(self, value: float) -> None:
+        for proxy in self.each:
+            proxy.delay_s = value
+
+    @property
+    def cut_rate(self) -> float:
+        return self.each[0].cut_rate
+
+    @cut_rate.setter
+    def cut_rate(self, value: float) -> None:
+        for proxy in self.each:
+            proxy.cut_rate = value
+
+    @property
+    def counts(self) -> Counter[str]:
+        return sum((proxy.counts for proxy in self.each), Counter())
+
+    def cut_all(self) -> None:
+        for proxy in self.each:
+            proxy.cut_all()
+
+    def start(self) -> Self:
+        for proxy in self.each:
+            proxy.start()
+        return self
+
+    def stop(self) -> None:
+        for proxy in self.each:
+            proxy.stop()
 
 
 class _Link:

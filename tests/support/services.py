@@ -16,6 +16,7 @@ import redis
 
 from segue.embedded.valkey import EmbeddedValkey, EmbeddedValkeyError
 from tests.support.kafka_broker import ONE_NODE, KafkaBroker, free_ports, wait_for_kafka
+from tests.support.kafka_cluster import KafkaCluster
 from tests.support.kafka_jars import KafkaUnavailable, kafka_version
 
 # Tests empty their database, so not the one that people keep things in; and each worker of pytest-xdist has its own.
@@ -54,6 +55,14 @@ def own_kafka_broker(stack: ExitStack) -> KafkaBroker | Missing:
     """A broker of this run's own, which may be killed and restarted."""
     try:
         return stack.enter_context(KafkaBroker())
+    except KafkaUnavailable as error:
+        return Missing(error.reason)
+
+
+def own_kafka_cluster(stack: ExitStack) -> KafkaCluster | Missing:
+    """Three brokers of this run's own."""
+    try:
+        return stack.enter_context(KafkaCluster())
     except KafkaUnavailable as error:
         return Missing(error.reason)
 

@@ -1,4 +1,4 @@
-"""What a row runs in: a real broker(s), a real Valkey, the processors as processes, a sender, readers, a judge.
+"""What a row runs in: one real broker or several, a real Valkey, the processors as processes, a sender, readers, a judge.
 
 To add a row, write a function in a module of `tests/chaos/rows/` (and name the module there):
 
@@ -67,8 +67,14 @@ _READER_HZ = 20
 _WATCHED = 40
 _HEAD = 12_000
 """Bytes of a document that hold its revision and its counts: all before the timeline."""
-_MARKERS = "-Dorg.slf4j.simpleLogger.log.{}kafka.coordinator.transaction=info"
-"""Lets a broker tell of markers that it skips: one package in Scala, one in Java."""
+_LOGGER = "-Dorg.slf4j.simpleLogger."
+_TELLS = (
+    f"{_LOGGER}showDateTime=true",
+    f"{_LOGGER}dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSS",
+    f"{_LOGGER}log.kafka.coordinator.transaction=info",
+    f"{_LOGGER}log.org.apache.kafka.coordinator.transaction=info",
+)
+"""Lets a broker say when, and tell of transaction markers that it skips: one package in Scala, one in Java."""
 _CHANNELS = re.compile(rb'"channels":({[^}]*})')
 _REVISION = re.compile(rb'"revision":(\d+)')
 
@@ -230,15 +236,14 @@ def own_broker(proxied: Sequence[tuple[int, int]], directory: Path | None = None
 
     Their data and logs stay in `directory`, if there is one.
     """
-    tells = (*SMALL_JVM, _MARKERS.format(""), _MARKERS.format("org.apache."))
     if len(proxied) > 1:
-        return KafkaCluster(len(proxied), directory=directory, jvm_flags=tells, proxied=proxied)
+        return KafkaCluster(len(proxied), directory=directory, jvm_flags=(*SMALL_JVM, *_TELLS), proxied=proxied)
     ((second, by),) = proxied
     (port,) = free_ports(1)
     return KafkaBroker(
         directory=None if directory is None else directory / "node-1",
         port=port,
-        jvm_flags=tells,
+        jvm_flags=(*SMALL_JVM, *_TELLS),
         properties=advertised(port, by),
         more_listeners=listener(second),
     )

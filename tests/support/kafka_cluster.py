@@ -28,7 +28,7 @@ REPLICAS = 3
 _IN_SYNC_S = 120.0
 _LOOKS = 3
 _LOOK_S = 0.2
-_REPLICATED = {
+_SETTINGS = {
     "default.replication.factor": REPLICAS,
     "offsets.topic.replication.factor": REPLICAS,
     "transaction.state.log.replication.factor": REPLICAS,
@@ -36,6 +36,9 @@ _REPLICATED = {
     "transaction.state.log.min.isr": 2,
     "share.coordinator.state.topic.min.isr": 2,
     "min.insync.replicas": 2,
+    # Three times that of a lone broker. On a busy machine a node that lives was taken for dead while another was away;
+    # nothing is acknowledged then.
+    "broker.session.timeout.ms": 6000,
 }
 
 
@@ -71,7 +74,7 @@ class KafkaCluster:
                 controller_port=controllers[n - 1],
                 cluster_id=cluster_id,
                 jvm_flags=jvm_flags,
-                properties={name: str(value) for name, value in _REPLICATED.items()}
+                properties={name: str(value) for name, value in _SETTINGS.items()}
                 | {"node.id": str(n), "controller.quorum.voters": voters}
                 | (advertised(ports[n - 1], proxied[n - 1][1]) if proxied else {}),
                 more_listeners=listener(proxied[n - 1][0]) if proxied else "",

@@ -1,4 +1,4 @@
-"""What a row runs in: one real broker or several, a real Valkey, the processors as processes, a sender, readers, a judge.
+"""What a row runs in: one real broker or several, a real Valkey, processors as processes, a sender, readers, a judge.
 
 To add a row, write a function in a module of `tests/chaos/rows/` (and name the module there):
 

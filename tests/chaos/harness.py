@@ -173,7 +173,7 @@ class World:
     ) -> None:
         self._given = (directory, broker)
         self._stack = ExitStack()
-        self.brokers = brokers
+        self.brokers = len(broker.nodes) if isinstance(broker, KafkaCluster) else brokers
 
     def __enter__(self) -> Self:
         directory, broker = self._given
@@ -184,7 +184,10 @@ class World:
             self.directory = directory
             ports = free_ports(2 * self.brokers)
             self.proxied = list(zip(ports[::2], ports[1::2], strict=True))
-            self.broker = self._stack.enter_context(own_broker(self.proxied, kept)) if broker is None else broker
+            self.broker = own_broker(self.proxied, kept) if broker is None else broker
+            if broker is None:
+                self._stack.callback(self.broker.close)
+                self.broker.start()
             self.valkey = EmbeddedValkey(directory / "valkey", port=free_ports(1)[0])
             self._stack.callback(self.valkey.stop)
             self.valkey.start()

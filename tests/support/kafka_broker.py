@@ -71,6 +71,7 @@ class KafkaBroker:
         jvm_flags: Sequence[str] = SMALL_JVM,
         properties: Mapping[str, str] | None = None,
         more_listeners: str = "",
+        start_timeout_s: float = _START_TIMEOUT_S,
     ) -> None:
         free = free_ports(2)
         self._port, self._controller_port = port or free[0], controller_port or free[1]
@@ -78,6 +79,7 @@ class KafkaBroker:
         self._jvm_flags = tuple(jvm_flags)
         self._properties = dict(properties or {})
         self._more_listeners = f",{more_listeners}" if more_listeners else ""
+        self._start_timeout_s = start_timeout_s
         self._given_directory = directory
         self._directory: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -116,7 +118,7 @@ class KafkaBroker:
         with logfile.open("ab") as log:
             log_start = log.tell()
             self._process = spawn_bound_child([*java, "kafka.Kafka", str(settings)], output=log)
-        if not wait_for_kafka(self.bootstrap, _START_TIMEOUT_S, while_true=lambda: self.running):
+        if not wait_for_kafka(self.bootstrap, self._start_timeout_s, while_true=lambda: self.running):
             reason = "does not answer" if self.running else "ended while starting"
             self.kill()
             tail = tail_of(logfile, log_start)

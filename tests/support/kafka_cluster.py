@@ -25,6 +25,8 @@ from tests.support.kafka_broker import (
 from tests.support.kafka_jars import fetch_jars
 
 REPLICAS = 3
+_START_S = 180.0
+"""Beside others under load, on a machine with few cores."""
 _IN_SYNC_S = 120.0
 _LOOKS = 3
 _LOOK_S = 0.2
@@ -77,6 +79,7 @@ class KafkaCluster:
                 properties={name: str(value) for name, value in _SETTINGS.items()}
                 | {"node.id": str(n), "controller.quorum.voters": voters}
                 | (advertised(ports[n - 1], proxied[n - 1][1]) if proxied else {}),
+                start_timeout_s=_START_S,
                 more_listeners=listener(proxied[n - 1][0]) if proxied else "",
             )
             for n in range(1, nodes + 1)

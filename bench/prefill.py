@@ -12,6 +12,7 @@ from segue import runtime
 from segue.core.apply import apply, new_context
 from segue.core.context import Context, Policy, encoder
 from segue.core.interaction import Interaction
+from segue.core.lines import BETWEEN
 from segue.core.partition import partition_of
 from segue.settings import Settings
 from segue.store.connect import layout
@@ -33,27 +34,31 @@ def fill(settings: Settings, customers: int) -> tuple[int, float]:
     size = 0
     source = _contexts(customers)
     while chunk := list(islice(source, 500)):
-        client.mset(
-            {
-                found.document(str(partition_of(key.encode(), found.partitions)), store.kind, key): raw
-                for key, raw in chunk
-            }
-        )
-        size += sum(len(raw) for _, raw in chunk)
+        with client.pipeline(transaction=False) as pipe:
+            for key, (raw, entries) in chunk:
+                shard = str(partition_of(key.encode(), found.partitions))
+                pipe.set(found.document(shard, store.kind, key), raw)
+                pipe.rpush(found.timeline(shard, key), *entries)
+                size += len(raw) + sum(map(len, entries))
+            pipe.execute()
     return EACH * MODELS, size / customers
 
 
-def _contexts(customers: int) -> Iterator[tuple[str, bytes]]:
+def _contexts(customers: int) -> Iterator[tuple[str, tuple[bytes, list[bytes]]]]:
+    """Customer keys, documents and timelines."""
     models = _models()
     for who in range(customers):
         model, key = who % MODELS, customer_key(who)
-        raw = models[model].replace(customer_key(model).encode(), key.encode())
+        raw, entries = models[model]
+        text = raw + BETWEEN + BETWEEN.join(entries)  # renamed at one go
+        text = text.replace(customer_key(model).encode(), key.encode())
         for name in ("u{0}", "browser-{0:08d}", "c{0}", "case:c{0}"):
-            raw = raw.replace(f'"{name.format(model)}"'.encode(), f'"{name.format(who)}"'.encode())
-        yield key, raw
+            text = text.replace(f'"{name.format(model)}"'.encode(), f'"{name.format(who)}"'.encode())
+        document, *lines = text.split(BETWEEN)
+        yield key, (document, lines)
 
 
-def _models() -> list[bytes]:
+def _models() -> list[tuple[bytes, list[bytes]]]:
     policy, contexts = Policy(), dict[str, Context]()
     for output in interactions(EACH * MODELS, MODELS, "earlier"):
         interaction = msgspec.json.decode(output.value or b"", type=Interaction)
@@ -61,4 +66,4 @@ def _models() -> list[bytes]:
         if key not in contexts:
             contexts[key] = new_context(key, interaction.entry)
         apply(contexts[key], interaction, policy)
-    return [encoder.encode(context) for context in contexts.values()]
+    return [(encoder.stored(context), [bytes(raw) for raw in context.timeline]) for context in contexts.values()]

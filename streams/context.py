@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 
 import msgspec
 from msgspec import Raw
@@ -20,11 +21,11 @@ from segue.core.context import Context, Policy, decoder, encoder
 from segue.core.event import Rejected
 from segue.core.interaction import Actor, Entry, Fact, Interaction, Step
 from segue.core.lineage import Transfer
+from segue.core.lines import Fetch, Lines
 from segue.core.timers import Fired, TimerDue
 from segue.engine import Shard, load_missing
 from segue.log.port import TP, Output, Record
-from segue.store.resp import Pieces
-from segue.store.shards import Fence, ShardStore
+from segue.store.shards import Encoded, Fence, ShardStore
 from segue.topics import INTERACTIONS, JOURNEY_STEPS
 
 _decode = msgspec.json.Decoder(Interaction).decode
@@ -55,6 +56,8 @@ class ContextProcessor:
         self._complete_ms = 0
         self._kin: set[str] = set()
         """Customers whose document knows of a merge, as far as it was seen here: their parts are loaded too."""
+        self._shards: dict[str, Shard] = {}
+        """Of the batch under way."""
 
     def shard_of(self, tp: TP) -> str:
         return str(tp[1])
@@ -82,13 +85,54 @@ class ContextProcessor:
         )
         load_missing(self._store, needed, self._loaded)
         if self._kin:
-            load_missing(self._store, self._parts(batch), decoder.decode)
+            load_missing(self._store, self._parts(batch), self._loaded)
+        self._shards = {shard.name: shard for shard, _ in batch}
+        self._read_ahead({(shard.name, name): lines for shard, name, lines in self._looked_back_on(batch)})
 
-    def _loaded(self, raw: bytes) -> Context:
-        context = decoder.decode(raw)
+    def _loaded(self, shard: str, name: str, raw: bytes) -> Context:
+        context = decoder.stored(raw, self._fetch(shard, name))
         if context.kin is not None:
             self._kin.add(context.customer_key)
         return context
+
+    def _fetch(self, shard: str, name: str) -> Fetch:
+        return partial(self._entries, shard, name)
+
+    def _entries(self, shard: str, name: str) -> list[bytes]:
+        """A timeline that `_looked_back_on` did not foresee."""
+        return next(self._store.entries([(shard, name)], {shard: self._shards[shard].fence}))
+
+    def _read_ahead(self, wanted: dict[tuple[str, str], Lines]) -> None:
+        """Read many timelines at once rather than one by one."""
+        if wanted:
+            fences = {shard: self._shards[shard].fence for shard, _ in wanted}
+            for lines, found in zip(wanted.values(), self._store.entries(list(wanted), fences), strict=True):
+                lines.read(found)
+
+    def _looked_back_on(self, batch: list[tuple[Shard, list[Read]]]) -> Iterator[tuple[Shard, str, Lines]]:
+        """The timelines that events out of order, and merges, will look at further back than memory reaches."""
+        for shard, decoded in batch:
+            documents = shard.documents
+            latest: dict[str, int] = {}
+            for found in decoded:
+                if isinstance(found, Output | TimerDue):
+                    continue
+                key = found.customer_key
+                context = documents.get(key)
+                if context is None:
+                    continue
+                if isinstance(found, Interaction):
+                    at = found.entry.event_time_ms
+                    if at >= latest.get(key, context.stream_time_ms):
+                        latest[key] = at
+                        continue
+                    names = [key]
+                else:
+                    names = [key, *family.parts_of(context)]
+                for name in names:
+                    there = documents.get(name)
+                    if there is not None and _lines(there).unread:
+                        yield shard, name, _lines(there)
 
     def _parts(self, batch: list[tuple[Shard, list[Read]]]) -> Iterator[tuple[Shard, str]]:
         """The parts that the records of merged customers need."""
@@ -226,11 +270,19 @@ class ContextProcessor:
             for key in keys
         ]
 
-    def encode(self, document: Context) -> Pieces:
-        return encoder.pieces(document)
+    def encode(self, shard: str, dirty: dict[str, Context]) -> Encoded:
+        documents = {name: encoder.stored(context) for name, context in dirty.items()}
+        lines = {name: _lines(context).take(self._fetch(shard, name)) for name, context in dirty.items()}
+        return Encoded(documents, lines)
 
     def recover(self, shard: Shard, found: Fence | None) -> None:
         """Nothing beyond the documents: they and the fence stand or fall together."""
+
+
+def _lines(context: Context) -> Lines:
+    lines = context.timeline
+    assert isinstance(lines, Lines), type(lines)
+    return lines
 
 
 def _entry(context: Context, transfer: Transfer, fact: Fact) -> Raw:

@@ -26,8 +26,7 @@ from segue.normalise import normalise
 from segue.resolution import Arrival, Order, Resolution
 from segue.routing import unusable
 from segue.store.identity import IdentityIndex
-from segue.store.resp import Pieces
-from segue.store.shards import Fence
+from segue.store.shards import Encoded, Fence
 from segue.topics import COMMANDS, EVENT_TOPICS, EVENTS, IDENTITY, INTERACTIONS
 
 _encode = msgspec.json.Encoder().encode
@@ -99,8 +98,8 @@ class Resolve:
     def due(self, shards: list[Shard], now_ms: int) -> list[Output]:
         return []
 
-    def encode(self, document: Any) -> Pieces:
-        raise NotImplementedError("resolve keeps no documents")
+    def encode(self, shard: str, dirty: dict[str, Any]) -> Encoded:
+        return Encoded({}, {})  # what it keeps is the identity index
 
     def recover(self, shard: Shard, found: Fence | None) -> None:
         """When Redis may have lost links, fill the index from the log before going on."""

@@ -17,8 +17,7 @@ from segue.core.rules import Rule, RuleBook, SignalState, decoder, encoder
 from segue.deadletters import replayed_for
 from segue.engine import Shard, load_missing
 from segue.log.port import TP, Output, Record
-from segue.store.resp import Pieces
-from segue.store.shards import Fence, ShardStore
+from segue.store.shards import Encoded, Fence, ShardStore
 from segue.topics import JOURNEY_STEPS, SIGNALS
 
 _decode = msgspec.json.Decoder(StepView).decode
@@ -77,7 +76,7 @@ class Signals:
             for found in decoded
             if isinstance(found, Found)
         )
-        load_missing(self._store, needed, decoder.decode)
+        load_missing(self._store, needed, lambda _, __, raw: decoder.decode(raw))
 
     def apply(self, batch: list[tuple[Shard, list[Found | Output]]]) -> list[Output]:
         outputs: list[Output] = []
@@ -149,8 +148,8 @@ class Signals:
     def due(self, shards: list[Shard], now_ms: int) -> list[Output]:
         return []
 
-    def encode(self, document: SignalState) -> Pieces:
-        return (encoder.encode(document),)
+    def encode(self, shard: str, dirty: dict[str, SignalState]) -> Encoded:
+        return Encoded({name: encoder.encode(state) for name, state in dirty.items()}, {})
 
     def recover(self, shard: Shard, found: Fence | None) -> None:
         """Nothing beyond the documents."""

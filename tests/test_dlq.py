@@ -26,6 +26,7 @@ from segue.store.connect import layout
 from segue.store.keys import Layout
 from segue.store.reader import Reader
 from segue.topics import DEAD_LETTERS, INTERACTIONS, JOURNEY_STEPS, SIGNALS, all_topics, event_topic
+from tests.support.contexts import contexts
 from tests.support.processes import Processes, environment
 from tests.support.stack import EmbeddedStack, eventually
 from tests.test_dead_letters import KEY, good
@@ -391,8 +392,7 @@ def test_mended_and_replayed_by_command_on_either_log(either_log: Settings) -> N
         log.append([Output(WEB, KEY, orjson.dumps(good("after")))])
 
         def found() -> list[str]:
-            raws = [client.get(key) for key in client.keys("*:ctx:*")]  # type: ignore[union-attr]
-            return sorted(entry["id"] for raw in raws for entry in orjson.loads(raw)["timeline"])  # type: ignore[arg-type]
+            return sorted(entry["id"] for raw in contexts(client).values() for entry in orjson.loads(raw)["timeline"])
 
         eventually(lambda: found() == ["after"] and len(cases(log)) == 1, 60, "the event that followed")
         (name,) = cases(log)

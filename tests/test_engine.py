@@ -30,6 +30,7 @@ from segue.store.keys import METRICS, Layout
 from segue.store.shards import Fence, ShardStore, Write
 from segue.topics import INTERACTIONS, JOURNEY_STEPS, all_topics
 from streams.context import ContextProcessor
+from tests.support.contexts import contexts
 
 PARTITIONS = 3
 LAYOUT = Layout(PARTITIONS)
@@ -99,8 +100,7 @@ def steps(log: SqliteLog) -> Counter[tuple[str, int]]:
 
 
 def documents(client: redis.Redis) -> dict[str, bytes]:
-    keys: Any = client.keys("*:ctx:*")
-    return {key.decode(): client.get(key) for key in keys}  # type: ignore[misc]
+    return {key.decode(): raw for key, raw in contexts(client).items()}
 
 
 def assert_exactly_once(log: SqliteLog, client: redis.Redis, sent: int, customers: int = 20) -> None:
@@ -218,11 +218,10 @@ def test_the_cache_holds_fewer_documents_when_they_are_large(
                 self.found += raw is not None
                 yield raw
 
-    large = msgspec.Raw(msgspec.json.encode({"note": "n" * size}))
     for first in (0, 200):  # each customer comes twice
         for output in interactions(200, customers=200, first=first):
             found = msgspec.json.decode(output.value or b"", type=Interaction)
-            found.entry.properties = large
+            found.entry.touchpoint = "n" * size  # the current place is part of the document
             log.append([output._replace(value=msgspec.json.encode(found))])
     store = Counting(redis_client, LAYOUT, "context", "ctx")
     run(log, store, cache_mb=1)
@@ -272,6 +271,87 @@ def test_a_topic_made_anew_does_not_hide_its_records_behind_old_offsets(
     # With the first batch of the new topic committed and not written: its offsets are good, our fence is the old one's.
     run(log, Faulty(redis_client, outage, at) if at else Faulty(redis_client))
     assert_exactly_once(log, redis_client, 400)
+
+
+class Looking(Faulty):
+    """Counts the reads of timelines, and how many they were of; `before` is called before each."""
+
+    def __init__(self, client: redis.Redis, before: Callable[[], None] = lambda: None) -> None:
+        super().__init__(client)
+        self._before, self.asked = before, list[int]()
+
+    def entries(self, wanted: list[tuple[str, str]], fences: Mapping[str, bytes]) -> Iterator[list[bytes]]:
+        self.asked.append(len(wanted))
+        self._before()
+        return super().entries(wanted, fences)
+
+
+def out_of_order(count: int, behind: int, first: int) -> list[Output]:
+    """Interactions that happened before the last so many of their customers."""
+    sent = []
+    for output in interactions(count, first=first):
+        found = msgspec.json.decode(output.value or b"", type=Interaction)
+        found.entry.event_time_ms -= behind * 20_000 + 500  # there are 20 customers, and a second between two events
+        sent.append(output._replace(value=msgspec.json.encode(found)))
+    return sent
+
+
+def assert_in_event_time_order(client: redis.Redis, sent: list[Output], keep: int = 50) -> None:
+    expected: dict[str, list[tuple[int, str]]] = {}
+    for output in sent:
+        found = msgspec.json.decode(output.value or b"", type=Interaction)
+        line = expected.setdefault(found.customer_key, [])
+        at = len(line)
+        while at and line[at - 1][0] > found.entry.event_time_ms:
+            at -= 1
+        line.insert(at, (found.entry.event_time_ms, found.entry.id))
+        del line[:-keep]
+    stored = [orjson.loads(raw) for raw in documents(client).values()]
+    assert {
+        document["customer_key"]: [(entry["event_time_ms"], entry["id"]) for entry in document["timeline"]]
+        for document in stored
+    } == expected
+
+
+@pytest.mark.parametrize("cache_mb", [0, 200])
+@pytest.mark.parametrize("behind", [1, 5])
+def test_events_out_of_order_find_their_place_in_a_timeline_that_is_not_in_memory(
+    log: SqliteLog, redis_client: redis.Redis, behind: int, cache_mb: int
+) -> None:
+    sent = interactions(1200)  # 60 each: more than a timeline keeps
+    sent += out_of_order(200, behind, first=1200)
+    log.append(sent)
+    store = Looking(redis_client)
+    engine = run(log, store, cache_mb=cache_mb)
+    assert_in_event_time_order(redis_client, sent)
+    assert_exactly_once(log, redis_client, 1400)
+    assert engine.meter.counts["fence_surprises"] == 0
+    assert 1 not in store.asked, "a turn's timelines are read together"
+    before = documents(redis_client)
+    redis_client.flushdb()
+    run(log, Faulty(redis_client), batch=7)
+    assert documents(redis_client) == before
+
+
+def test_nothing_is_derived_from_timelines_that_went_back_in_time(log: SqliteLog, redis_client: redis.Redis) -> None:
+    sent = interactions(200)
+    log.append(sent)
+    run(log, Faulty(redis_client))
+    old: dict[bytes, Any] = {key: redis_client.dump(key) for key in redis_client.keys("*")}  # type: ignore[union-attr]
+
+    def fail_over() -> None:
+        if len(store.asked) == 1:
+            redis_client.flushdb()
+            for key, value in old.items():
+                redis_client.restore(key, 0, value)
+
+    more = [*interactions(200, first=200), *out_of_order(200, 5, first=400)]
+    log.append(more)
+    store = Looking(redis_client, fail_over)
+    engine = run(log, store)
+    assert engine.meter.counts["fence_surprises"] == 1
+    assert_in_event_time_order(redis_client, sent + more)
+    assert_exactly_once(log, redis_client, 600)
 
 
 def test_a_duplicate_from_a_retrying_client_changes_nothing(log: SqliteLog, redis_client: redis.Redis) -> None:

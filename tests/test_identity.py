@@ -18,6 +18,7 @@ from segue.core.identity import MAX_ABSORBED, REASONS, REASONS_ZH, REFUSALS
 from segue.log.sqlite import SqliteLog
 from segue.orders import Plan, give, unmerging
 from segue.topics import COMMANDS, JOURNEY_STEPS, SIGNALS
+from tests.support.contexts import contexts
 from tests.support.processes import environment
 from tests.support.shop import Shop, ask
 from tests.support.stack import EmbeddedStack, eventually
@@ -358,8 +359,8 @@ def test_signals_of_both_become_the_survivors_and_a_cooldown_holds_for_both(shop
 
 
 def documents(client: redis.Redis) -> dict[bytes, Any]:
-    keys: Any = client.keys("segue:1:{*}:*")
-    return {key: client.get(key) for key in keys if b":ctx:" in key or b":sig:" in key}
+    keys: Any = client.keys("segue:1:{*}:sig:*")
+    return contexts(client) | {key: client.get(key) for key in keys}
 
 
 def test_an_emptied_redis_is_rebuilt_byte_for_byte_merges_and_all(shop: Shop, stack: EmbeddedStack) -> None:

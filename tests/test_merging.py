@@ -7,6 +7,7 @@ up to Hypothesis. The oracle knows which events were addressed to whom and who w
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -24,7 +25,7 @@ from segue.core.rules import decoder as signal_decoder
 from segue.engine import Shard
 from segue.log.port import Output
 from segue.store.keys import Layout
-from segue.store.shards import ShardStore
+from segue.store.shards import Encoded, ShardStore
 from segue.topics import INTERACTIONS, JOURNEY_STEPS, SIGNALS
 from streams.context import ContextProcessor
 from streams.signals import Signals
@@ -56,10 +57,24 @@ class Store(ShardStore):
 
     def __init__(self) -> None:
         self.documents: dict[tuple[str, str], bytes] = {}
+        self.timelines: dict[tuple[str, str], list[bytes]] = {}
         self.layout = Layout(1)
 
     def load(self, wanted: list[tuple[str, str]], fences: Any = None) -> list[bytes | None]:
         return [self.documents.get(each) for each in wanted]
+
+    def entries(self, wanted: list[tuple[str, str]], fences: Any = None) -> Iterator[list[bytes]]:
+        return (self.timelines.get(each, []) for each in wanted)
+
+    def take(self, shard: str, encoded: Encoded) -> None:
+        for name, raw in encoded.documents.items():
+            self.documents[shard, name] = raw
+        for name, (anew, cut, append, drop) in encoded.lines.items():
+            before = [] if anew else self.timelines.get((shard, name), [])
+            self.timelines[shard, name] = [*before[: len(before) - cut], *append][drop:]
+
+    def document(self, shard: str, name: str) -> Context:
+        return decoder.stored(self.documents[shard, name], lambda: self.timelines[shard, name])
 
 
 class World:
@@ -103,8 +118,7 @@ class World:
         processor.prepare(batch)
         for output in processor.apply(batch):
             self.take(output)
-        for name, document in shard.dirty.items():
-            self.store.documents[customer, name] = b"".join(processor.encode(document))
+        self.store.take(customer, processor.encode(customer, shard.dirty))
 
     def take(self, output: Output) -> None:
         assert output.key
@@ -136,8 +150,7 @@ class World:
                 self.signals.append(msgspec.json.decode(output.value, type=Signal))
             else:
                 self.step(output)
-        for document in shard.dirty.values():
-            self.states[customer] = b"".join(processor.encode(document))
+        self.states |= processor.encode(customer, shard.dirty).documents
 
     def state(self, customer: str) -> SignalState:
         return signal_decoder.decode(self.states[customer])
@@ -153,10 +166,10 @@ class World:
         raise AssertionError("records go round in circles")
 
     def document(self, customer: str) -> Context:
-        return decoder.decode(self.store.documents[customer, customer])
+        return self.store.document(customer, customer)
 
     def part(self, survivor: str, customer: str) -> Context:
-        return decoder.decode(self.store.documents[survivor, part_of(survivor, customer)])
+        return self.store.document(survivor, part_of(survivor, customer))
 
     def emitted(self) -> Counter[str]:
         """How many steps there were for each event."""

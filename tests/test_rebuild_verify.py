@@ -42,12 +42,12 @@ def compared(settings: Settings, live: redis.Redis) -> Report:
 def test_what_was_processed_live_is_what_the_log_makes_of_it(stack: EmbeddedStack) -> None:
     with redis.Redis.from_url(stack.valkey.url) as live:
         report = compared(stack.settings, live)
-        in_redis = {kind: len(live.keys(f"*:{kind}:*")) for kind in ("ctx", "sig", "stats", "fence", "wake")}  # type: ignore[arg-type]
+        in_redis = {kind: len(live.keys(f"*:{kind}:*")) for kind in ("ctx", "tl", "sig", "stats", "fence", "wake")}  # type: ignore[arg-type]
     assert report.first is None
     assert not report.differing
     assert report.unconfirmed == 0
     assert report.compared == in_redis | {"identity": 2 * 40}  # each customer: an owner and a unique value
-    assert in_redis["ctx"] == in_redis["sig"] * 10 == 40
+    assert in_redis["ctx"] == in_redis["tl"] == in_redis["sig"] * 10 == 40
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from segue.settings import Settings
 from segue.store.connect import layout
 from segue.store.reader import Reader
 from segue.topics import COMMANDS, INTERACTIONS, JOURNEY_STEPS
+from tests.support.contexts import contexts
 from tests.support.kafka_broker import KafkaBroker
 from tests.support.processes import Processes, without_topics
 from tests.support.stack import eventually
@@ -65,8 +66,7 @@ class Timers:
 
     def documents(self) -> dict[bytes, Any]:
         """Every context document and the index of deadlines, byte for byte."""
-        keys: Any = self.client.keys("*:ctx:*")
-        found: dict[bytes, Any] = {key: self.client.get(key) for key in keys}
+        found: dict[bytes, Any] = dict(contexts(self.client))
         indexes: Any = self.client.keys("*:wake:context")
         return found | {key: self.client.zrange(key, 0, -1, withscores=True) for key in indexes}
 

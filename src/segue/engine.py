@@ -33,8 +33,7 @@ from segue.merge import TimeMerge
 from segue.metrics import Meter, Snapshot
 from segue.quarantine import Quarantine
 from segue.rejections import Limit
-from segue.store.resp import Pieces
-from segue.store.shards import Fence, ShardStore, Write, encode_fence
+from segue.store.shards import Encoded, Fence, ShardStore, Write, encode_fence
 
 REPORT_S = 0.2
 COMMIT_S = 1.0
@@ -128,8 +127,9 @@ class Processor(Protocol):
         """
         ...
 
-    def encode(self, document: Any) -> Pieces:
-        """The document as it will stand in Redis. Called before the commit: what fails here fails the record."""
+    def encode(self, shard: str, dirty: dict[str, Any]) -> Encoded:
+        """The changed documents of a shard, by name, as they will stand in Redis. Called once for each write, before
+        the commit: what fails here fails the record."""
         ...
 
     def recover(self, shard: Shard, found: Fence | None) -> None:
@@ -137,14 +137,19 @@ class Processor(Protocol):
         ...
 
 
-def load_missing(store: ShardStore, needed: Iterable[tuple[Shard, str]], decode: Callable[[bytes], Any]) -> None:
-    """Load the documents (shard, customer key) that the cache lacks, in one read. Raises WentBack."""
+def load_missing(
+    store: ShardStore, needed: Iterable[tuple[Shard, str]], decode: Callable[[str, str, bytes], Any]
+) -> None:
+    """Load the documents (shard, name) that the cache lacks, in one read. Raises WentBack.
+
+    `decode` gets the shard's name, the document's, and the bytes.
+    """
     missing = {(shard.name, key): shard for shard, key in needed if key not in shard.documents}
     wanted = list(missing)
     fences = {shard.name: shard.fence for shard in missing.values()}
     for (name, key), raw in zip(wanted, store.load(wanted, fences), strict=True):
         if raw is not None:
-            missing[name, key].documents[key] = decode(raw)
+            missing[name, key].documents[key] = decode(name, key, raw)
 
 
 class Engine:
@@ -430,22 +435,23 @@ class Engine:
             self._committed_at = time.monotonic()
 
     def _write(self, shard: Shard, next_offset: int) -> Write:
-        encode = self.processor.encode
+        documents, lines = self.processor.encode(shard.name, shard.dirty)
         return Write(
             shard=shard.name,
             expected=shard.fence,
             fence=encode_fence(Fence(shard.topic_id, shard.epoch, next_offset, shard.stream_time_ms)),
-            documents={key: encode(document) for key, document in shard.dirty.items()},
+            documents=documents,
             stats=shard.stats,
             changed=[(key, document.revision) for key, document in shard.dirty.items()],
             wake=dict(shard.wake),
+            lines=lines,
         )
 
     def _trim(self, writes: list[Write]) -> None:
         """Keep the cache within its limit, going by what was written lately: of each shard the oldest half goes."""
         for write in writes:
-            for pieces in islice(write.documents.values(), 10):
-                self._document_bytes += (sum(map(len, pieces)) - self._document_bytes) / 50
+            for raw in islice(write.documents.values(), 10):
+                self._document_bytes += (len(raw) - self._document_bytes) / 50
         each = _DECODED_BYTES + _DECODED * self._document_bytes
         if sum(len(shard.documents) for shard in self._shards.values()) * each > self._cache_bytes:
             for shard in self._shards.values():

@@ -37,8 +37,7 @@ def write(
     """A batch's write: documents, counters and the fence behind them."""
     fence = encode_fence(Fence(TOPIC, epoch, next_offset))
     changed = [(key, 1) for key in documents]
-    pieces = {key: (raw[:3], raw[3:]) for key, raw in documents.items()}
-    return Write(shard, expected, fence, pieces, stats or Counter(events=next_offset), changed)
+    return Write(shard, expected, fence, documents, stats or Counter(events=next_offset), changed)
 
 
 def standing(client: redis.Redis, shard: str) -> Fence:

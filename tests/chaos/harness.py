@@ -53,6 +53,7 @@ from tests.chaos.oracle import (
     all_expected,
     judge,
 )
+from tests.support.contexts import raw_contexts
 from tests.support.kafka_broker import SMALL_JVM, KafkaBroker, free_ports
 from tests.support.kafka_cluster import REPLICAS, KafkaCluster, advertised, listener
 from tests.support.processes import Processes, without_topics
@@ -65,8 +66,6 @@ STUCK_S = 60.0
 LONGEST_S = 300.0
 _READER_HZ = 20
 _WATCHED = 40
-_HEAD = 12_000
-"""Bytes of a document that hold its revision and its counts: all before the timeline."""
 _LOGGER = "-Dorg.slf4j.simpleLogger."
 _TELLS = (
     f"{_LOGGER}showDateTime=true",
@@ -591,9 +590,7 @@ class Store:
             return 0
 
     def raw(self) -> dict[bytes, bytes]:
-        keys = self.keys()
-        values: Any = self.client.mget(keys) if keys else []
-        return dict(zip(keys, values, strict=True))
+        return raw_contexts(self.client, self.keys())
 
     def documents(self) -> list[dict[str, Any]]:
         return [orjson.loads(raw) for raw in self.raw().values()]
@@ -636,10 +633,8 @@ class Store:
         return sum(max(0, count - have.get(customer, 0)) for customer, count in want.items())
 
     def _heads(self, keys: list[bytes]) -> list[int]:
-        pipe = self.client.pipeline(transaction=False)
-        for key in keys:
-            pipe.getrange(key, 0, _HEAD)
-        return [events_of(head) for head in pipe.execute()]
+        found: Any = self.client.mget(keys) if keys else []
+        return [0 if raw is None else events_of(raw) for raw in found]
 
     def _customer(self, key: bytes) -> str:
         if key not in self._customers:
@@ -659,14 +654,14 @@ class Store:
         return sighted
 
 
-def events_of(head: bytes) -> int:
+def events_of(raw: bytes) -> int:
     """The events in a document; a session names its channels too, but in a list."""
-    found = _CHANNELS.search(head)
+    found = _CHANNELS.search(raw)
     return 0 if found is None else sum(orjson.loads(found[1]).values())
 
 
 def revision_of(raw: bytes) -> int:
-    found = _REVISION.search(raw[: _HEAD + 1])
+    found = _REVISION.search(raw)
     return 0 if found is None else int(found[1])
 
 

@@ -13,7 +13,7 @@ from msgspec import Raw, Struct, field
 
 from segue.core.interaction import KnownIdentifier, Place
 from segue.core.lineage import Kin
-from segue.core.lines import Lines
+from segue.core.lines import BETWEEN, Fetch, Lines
 
 SCHEMA = 1
 
@@ -153,10 +153,10 @@ class Context(Struct, omit_defaults=True):
     seen: str = ""
     """Fingerprints of the last event ids (`core.window`)."""
     entries: int = 0
-    """How many entries the timeline of the stored document has."""
+    """How many entries the stored timeline has."""
     timeline: MutableSequence[Raw] = field(default_factory=Lines)
     """Recent entries (`interaction.Entry`) in event-time order, at most `Policy.keep_timeline`. Always `Lines`, and
-    the last field: the decoder cuts it off unread."""
+    the last field: it is cut off, and kept in a list of its own."""
 
 
 class Policy(Struct, frozen=True):
@@ -182,9 +182,8 @@ class Policy(Struct, frozen=True):
 
 
 _TIMELINE = b',"timeline":['
-"""Where the timeline begins. Nothing before it can hold these bytes: inside of a string the quotes are escaped."""
-
-
+"""Where the timeline begins in a document that has it inside. Nothing before it can hold these bytes: inside of a
+string the quotes are escaped."""
 _END = b"]}"
 
 
@@ -193,12 +192,23 @@ class _Decoder:
         self._decode = msgspec.json.Decoder(Context).decode
 
     def decode(self, raw: bytes) -> Context:
-        """Decode a document that `encoder` made. Raises msgspec.DecodeError."""
+        """Decode a document that `encoder.encode` made. Raises msgspec.DecodeError."""
         at = raw.find(_TIMELINE)
         if at < 0:
             return self._decode(raw)
         context = self._decode(raw[:at] + b"}")
-        context.timeline = Lines(raw[at + len(_TIMELINE) : -len(_END)], context.entries)
+        text = raw[at + len(_TIMELINE) : -len(_END)]
+        context.timeline = Lines(text.split(BETWEEN) if text else ())
+        return context
+
+    def stored(self, raw: bytes, fetch: Fetch) -> Context:
+        """Decode a document as it stands in Redis; `fetch` reads its timeline, should it be asked for."""
+        context = self._decode(raw)
+        lines = context.timeline
+        if isinstance(lines, Lines):
+            lines.stand_for(context.entries, fetch)
+        else:  # written before timelines were lists of their own
+            context.timeline = Lines(map(bytes, lines))
         return context
 
 
@@ -207,15 +217,22 @@ class _Encoder:
         self._encode = msgspec.json.Encoder(enc_hook=_emptied).encode
 
     def encode(self, context: Context) -> bytes:
-        """The document as it stands in Redis."""
-        return b"".join(self.pieces(context))
-
-    def pieces(self, context: Context) -> tuple[bytes, bytes, bytes]:
-        """The same in three parts that follow each other. The long one, the timeline, is not copied."""
+        """The document with its timeline, as readers get it and as it is handed over in a merge."""
         lines = context.timeline
         assert isinstance(lines, Lines), type(lines)
-        context.entries = len(lines)
-        return self._encode(context)[: -len(_END)], lines.text, _END
+        return whole(self.stored(context), lines.text)
+
+    def stored(self, context: Context) -> bytes:
+        """The document as it stands in Redis: without the timeline, which is a list of its own."""
+        context.entries = len(context.timeline)
+        return self._encode(context)[: -len(_TIMELINE + _END)] + b"}"
+
+
+def whole(stored: bytes, entries: bytes) -> bytes:
+    """The document as it stands in Redis, and the text of its timeline's entries, made one."""
+    if stored.endswith(_END) and _TIMELINE in stored:  # written before timelines were lists of their own
+        return stored
+    return b"%b%b%b%b" % (stored[:-1], _TIMELINE, entries, _END)
 
 
 def _emptied(lines: object) -> Raw:

@@ -1,82 +1,129 @@
-"""The entries of a timeline as one piece of JSON, so that a document is read and written without looking at them.
+"""The entries of a timeline, kept apart from the document that they belong to.
 
-Theory of operation. A full context is mostly its timeline, and the timeline is nearly always only appended to.
-So it stands last in the document, as an array with a newline between the entries: the decoder cuts it off
-unread, an entry is appended to the text, and the encoder puts the text back as it is. Newlines can separate,
-because JSON has none inside strings and entries are compact. Whoever wants to see the entries gets them as
-from a list; that takes the text apart, which only events out of order, timers and merges do.
+Theory of operation. A full context is mostly its timeline, and the timeline is nearly always only appended to. So
+in Redis the entries are a list beside the document, and in memory there are only the latest of them: what is stored
+is described by counts, and a change becomes what has to be cut off its end, appended, and dropped from its start.
+Only who looks further back than memory reaches (events out of order, merges) has the list read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, MutableSequence
-from typing import Any, overload
+from collections.abc import Callable, Iterable, Iterator, MutableSequence
+from typing import Any, NamedTuple, overload
 
 import msgspec
 from msgspec import Raw
 
-_BETWEEN = b",\n"
+BETWEEN = b",\n"
+"""What separates entries in a document that has them inside. JSON has no newline inside strings, and entries are
+compact, so they can be told apart without being read."""
+_RECENT = 2
+"""Stored entries that stay in memory: most events that come out of order belong just before the last."""
+
+Fetch = Callable[[], list[bytes]]
+"""Reads the stored entries, all of them."""
+
+
+class Change(NamedTuple):
+    """What becomes of the stored list, in this order."""
+
+    anew: bool
+    """It goes, if there is one."""
+    cut: int
+    """So many entries go from its end."""
+    append: list[bytes]
+    drop: int
+    """So many entries go from its start."""
 
 
 class Lines(MutableSequence[Raw]):
-    """A list of encoded entries. `text` is what stands between the brackets of the array, `count` how many they
-    are: counting them would be a look at every byte."""
+    """A list of encoded entries. Made from nothing it replaces whatever is stored."""
 
-    __slots__ = ("_count", "_new", "_start", "_text")
+    # The stored list is: `_dropped` that went, `_behind` that are not in memory, the first `_saved` of `_tail`, `_cut`
+    # that went. The rest of `_tail` is new.
+    __slots__ = ("_anew", "_behind", "_cut", "_dropped", "_fetch", "_saved", "_tail")
 
-    def __init__(self, text: bytes = b"", count: int = 0) -> None:
-        self._text, self._start, self._new, self._count = text, 0, list[bytes](), count
+    def __init__(self, entries: Iterable[bytes] = ()) -> None:
+        self._tail = list(entries)
+        self._behind = self._saved = self._cut = self._dropped = 0
+        self._anew = True
+        self._fetch: Fetch | None = None
+
+    def stand_for(self, count: int, fetch: Fetch) -> None:
+        """Of a list made from nothing: so many are stored, and `fetch` reads them."""
+        self._behind, self._fetch, self._anew = count, fetch, False
 
     @property
     def text(self) -> bytes:
-        """The entries as JSON, without the brackets."""
-        if self._new or self._start:
-            kept = memoryview(self._text)[self._start :]  # one copy of all of it, not two
-            self._text = _BETWEEN.join([kept, *self._new] if kept else self._new)
-            self._start = 0
-            self._new.clear()
-        return self._text
+        """The entries as JSON, without the brackets of the array."""
+        self._read()
+        return BETWEEN.join(self._tail)
+
+    @property
+    def unread(self) -> int:
+        """How many are stored and not in memory."""
+        return self._behind
+
+    def read(self, stored: list[bytes]) -> None:
+        """Take in what is stored, read in advance."""
+        self._tail[:0] = stored[self._dropped : self._dropped + self._behind]
+        self._saved += self._behind
+        self._behind = 0
+
+    def take(self, fetch: Fetch) -> Change:
+        """What has changed; it counts as stored from now on, where `fetch` finds it."""
+        change = Change(self._anew, self._cut, self._tail[self._saved :], self._dropped)
+        self._behind += max(0, len(self._tail) - _RECENT)
+        self._tail = self._tail[-_RECENT:]
+        self._saved = len(self._tail)
+        self._cut = self._dropped = 0
+        self._anew, self._fetch = False, fetch
+        return change
 
     def append(self, value: Raw) -> None:
-        line = bytes(value)
-        self._new.append(msgspec.json.format(line, indent=-1) if b"\n" in line else line)
-        self._count += 1
+        self._tail.append(_compact(value))
 
     def __len__(self) -> int:
-        return self._count
+        return self._behind + len(self._tail)
 
     def insert(self, index: int, value: Raw) -> None:
-        every = list(self)
-        every.insert(index, value)
-        self._become(every)
+        index = min(max(0, index if index >= 0 else len(self) + index), len(self))
+        if index < self._behind:
+            self._read()
+        at = index - self._behind
+        self._changed_from(at)
+        self._tail.insert(at, _compact(value))
 
     @overload
     def __getitem__(self, index: int) -> Raw: ...
     @overload
     def __getitem__(self, index: slice) -> list[Raw]: ...
     def __getitem__(self, index: Any) -> Any:
-        if index == -1 and self._new:
-            return Raw(self._new[-1])
-        return self._apart()[index]
-
-    def __iter__(self) -> Iterator[Raw]:
-        return iter(self._apart())
+        if isinstance(index, int):
+            at = (index if index >= 0 else len(self) + index) - self._behind
+            if 0 <= at < len(self._tail):
+                return Raw(self._tail[at])
+        self._read()
+        return [Raw(line) for line in self._tail][index]
 
     def __reversed__(self) -> Iterator[Raw]:
-        return reversed(self._apart())
+        for index in range(len(self) - 1, -1, -1):
+            yield self[index]
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        every = self._apart()
-        every[index] = value
-        self._become(every)
+        raise TypeError("entries do not change")
 
     def __delitem__(self, index: int | slice) -> None:
-        if isinstance(index, slice) and index.start is None and index.step is None and (index.stop or 0) < 0:
-            self._drop(self._count + index.stop)
-            return
-        every = self._apart()
-        del every[index]
-        self._become(every)
+        """Drop the oldest, `del lines[:-keep]`: the way a timeline stays bounded."""
+        if not isinstance(index, slice) or index.start is not None or index.step is not None:
+            raise TypeError("only the oldest entries go")
+        gone = index.indices(len(self))[1]
+        behind = min(gone, self._behind)
+        self._behind -= behind
+        del self._tail[: gone - behind]
+        saved = min(gone - behind, self._saved)
+        self._saved -= saved
+        self._dropped += behind + saved
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Iterable) and [bytes(line) for line in self] == [bytes(line) for line in other]
@@ -84,27 +131,19 @@ class Lines(MutableSequence[Raw]):
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return f"Lines({self.text!r})"
+        return f"Lines(<{self._behind} stored>, {self._tail!r})"
 
-    def _drop(self, first: int) -> None:
-        """Drop the oldest: the way a timeline stays bounded."""
-        if first <= 0:
-            return
-        kept = self._count - len(self._new)
-        if first >= kept:
-            del self._new[: first - kept]
-            self._text, self._start = b"", 0
-        else:
-            for _ in range(first):
-                self._start = self._text.index(_BETWEEN, self._start) + len(_BETWEEN)
-        self._count -= first
+    def _changed_from(self, at: int) -> None:
+        if at < self._saved:
+            self._cut += self._saved - at
+            self._saved = at
 
-    def _apart(self) -> list[Raw]:
-        text = self.text
-        return [Raw(line) for line in text.split(_BETWEEN)] if text else []
+    def _read(self) -> None:
+        if self._behind:
+            assert self._fetch is not None
+            self.read(self._fetch())
 
-    def _become(self, every: Iterable[Raw]) -> None:
-        self._text, self._start, self._count = b"", 0, 0
-        self._new.clear()
-        for line in every:
-            self.append(line)
+
+def _compact(value: Raw) -> bytes:
+    line = bytes(value)
+    return msgspec.json.format(line, indent=-1) if b"\n" in line else line

@@ -19,6 +19,7 @@ import orjson
 import redis
 from msgspec import Struct, field
 
+from segue.core.lines import BETWEEN
 from segue.embedded.valkey import EmbeddedValkey
 from segue.errors import SegueError
 from segue.identity_records import committed
@@ -29,14 +30,14 @@ from segue.runtime import PROCESSORS
 from segue.settings import Settings
 from segue.store.connect import connect, layout, reachable
 from segue.store.identity import IdentityIndex
-from segue.store.keys import Layout
+from segue.store.keys import TIMELINE, Layout
 from segue.store.shards import Fence
 from segue.topics import IDENTITY
 
 _CHUNK = 200
 """Documents that are read at once: a few megabytes, so the live Redis is busy for a few milliseconds."""
 _SCAN = 1000
-_OWNERS = {"ctx": "context", "sig": "signals"}
+_OWNERS = {"ctx": "context", TIMELINE: "context", "sig": "signals"}
 """Which processor writes a kind of document. Other keys name their processor."""
 
 Progress = Callable[[str, int, int], None]
@@ -201,20 +202,26 @@ def _unseen(phase: str, done: int, total: int) -> None:
 
 
 def _read(pipe: Any, keys: list[str]) -> None:
-    """Ask for the keys' values: documents and counters are strings, the index of deadlines is a sorted set."""
+    """Ask for the keys' values: documents and counters are strings, timelines lists, the index of deadlines a sorted
+    set."""
     for key in keys:
-        if kind_of(key) == "wake":
+        kind = kind_of(key)
+        if kind == "wake":
             pipe.zrange(key, 0, -1, withscores=True)
+        elif kind == TIMELINE:
+            pipe.lrange(key, 0, -1)
         else:
             pipe.get(key)
 
 
 def _bytes(value: Any) -> bytes | None:
-    """A value as the bytes to compare; a sorted set as JSON, and none when it is empty or of another type."""
+    """A value as the bytes to compare; a list or sorted set as JSON, and none when it is empty or of another type."""
     if isinstance(value, redis.ResponseError):
         if "WRONGTYPE" not in str(value):
             raise value
         return None
+    if isinstance(value, list) and value and isinstance(value[0], bytes):
+        return b"[%b]" % BETWEEN.join(value)
     if isinstance(value, list):
         return msgspec.json.encode({member.decode(): int(at) for member, at in value}) if value else None
     found: bytes | None = value
@@ -229,7 +236,7 @@ def _ownerless(raw: bytes | None) -> bytes | None:
 
 
 def kind_of(key: str) -> str:
-    """`ctx`, `sig`, `stats`, `fence`: what a shard's key holds."""
+    """`ctx`, `tl`, `sig`, `stats`, `fence`: what a shard's key holds."""
     return key.partition("}:")[2].partition(":")[0]
 
 

@@ -18,6 +18,7 @@ MARK = "segue:mark"
 METRICS = "segue:metrics"
 REBUILD = "segue:rebuild"
 """The lock of a rebuild: one at a time."""
+TIMELINE = "tl"
 HOLD = "segue:hold"
 """While it stands, processors leave their groups and wait: a rebuild switches over."""
 
@@ -53,6 +54,10 @@ class Layout(Struct, frozen=True, omit_defaults=True):
     def document(self, shard: str, kind: str, customer_key: str) -> str:
         """A customer's document. `kind` is `ctx` or `sig`."""
         return f"{self.prefix(shard)}{kind}:{customer_key}"
+
+    def timeline(self, shard: str, customer_key: str) -> str:
+        """A list: the entries of a context's timeline, in event-time order."""
+        return f"{self.prefix(shard)}{TIMELINE}:{customer_key}"
 
     def fence(self, shard: str, processor: str) -> str:
         return f"{self.prefix(shard)}fence:{processor}"

@@ -17,8 +17,10 @@ import redis
 from msgspec import Raw, Struct
 
 from segue import metrics
+from segue.core.context import whole
 from segue.core.event import Identifier, Rejected
 from segue.core.lineage import Kin
+from segue.core.lines import BETWEEN
 from segue.errors import StoreUnavailable
 from segue.metrics import Snapshot
 from segue.normalise import normalise
@@ -44,6 +46,8 @@ _TYPE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _LONGEST = 256
 _FIELD = "identifier"
+_DOCUMENTS = "return {redis.call('LRANGE', KEYS[1], 0, -1), unpack(redis.call('MGET', unpack(KEYS, 2)))}"
+"""A list and some strings as they stand at one moment, in one command: a pipeline costs as much again (`api.doors`)."""
 _HEAD = 128
 """Bytes of a document before which its merges begin: they follow the key and the revision."""
 
@@ -59,7 +63,7 @@ class Freshness(NamedTuple):
 
 
 class View(NamedTuple):
-    """What is known of one customer. `context` is the stored document, `signals` a JSON array."""
+    """What is known of one customer. `context` is the document with its timeline, `signals` a JSON array."""
 
     context: bytes | None
     signals: bytes
@@ -187,7 +191,10 @@ class Queries:
         found = yield [
             *ask,
             (
-                "MGET",
+                "EVAL",
+                _DOCUMENTS,
+                "5",
+                layout.timeline(context_shard, customer_key),
                 layout.document(context_shard, "ctx", customer_key),
                 layout.document(signals_shard, "sig", customer_key),
                 *fences,
@@ -195,7 +202,8 @@ class Queries:
         ]
         if ask:
             self._take_progress(layout, found)
-        context, state, *standing = found[-1]
+        entries, stored, state, *standing = found[-1]
+        context = None if stored is None else whole(stored, BETWEEN.join(entries))
         fence, _ = [self._not_less(*each) for each in zip(fences, standing, seen, strict=True)]
         signals = b"[]" if state is None else bytes(_signals.decode(state).active)
         fresh = self._fresh("resolve", "context"), self._fresh(*PROCESSORS)
@@ -307,7 +315,7 @@ class Reader:
         return self._run(self._queries.view(customer_key))
 
     def context(self, customer_key: str) -> bytes | None:
-        """The context document as stored, in JSON."""
+        """The context document with its timeline, in JSON."""
         return self.view(customer_key).context
 
     def signals(self, customer_key: str) -> bytes:

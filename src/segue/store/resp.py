@@ -2,21 +2,17 @@
 
 Theory of operation. A batch may write tens of megabytes. In one buffer they would cost more than all the work
 that made them: memory of that size is fetched from the system each time, a page fault per 4 KB. So commands
-are packed into portions that are sent while the next one is made, and a document comes in the pieces that it
-has in memory, which nobody puts together before.
+are packed into portions that are sent while the next one is made.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-Pieces = tuple[bytes, ...]
-"""One value, in parts that follow each other."""
-
-Argument = str | bytes | int | Pieces
+Argument = str | bytes | int
 
 PORTION = 128 * 1024
-"""Bytes, more or less: no portion is cut within a piece."""
+"""Bytes, more or less: no argument is cut."""
 
 
 def packed(commands: Iterable[Sequence[Argument]]) -> Iterator[bytes]:
@@ -26,14 +22,9 @@ def packed(commands: Iterable[Sequence[Argument]]) -> Iterator[bytes]:
     for command in commands:
         parts.append(b"*%d\r\n" % len(command))
         for argument in command:
-            if type(argument) is tuple:
-                length = sum(map(len, argument))
-                parts += (b"$%d\r\n" % length, *argument, b"\r\n")
-            else:
-                raw = argument if type(argument) is bytes else str(argument).encode()
-                length = len(raw)
-                parts.append(b"$%d\r\n%b\r\n" % (length, raw))
-            size += length
+            raw = argument if type(argument) is bytes else str(argument).encode()
+            parts.append(b"$%d\r\n%b\r\n" % (len(raw), raw))
+            size += len(raw)
             if size >= PORTION:
                 yield b"".join(parts)
                 parts.clear()

@@ -12,18 +12,19 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import orjson
 import redis
 from msgspec import Struct, field
 
+from segue.core.lines import Change
 from segue.errors import StoreUnavailable, WentBack
 from segue.metrics import FORGOTTEN_MS, decode
 from segue.store.connect import evicts, history, reachable
 from segue.store.keys import METRICS, Layout
-from segue.store.resp import Argument, Pieces, packed
+from segue.store.resp import Argument, packed
 
 _MSET = 500
 """Keys per MSET: keeps one command's buffer at a few megabytes."""
@@ -41,18 +42,27 @@ class Fence(Struct, frozen=True):
     stream_time_ms: int = 0
 
 
+class Encoded(NamedTuple):
+    """Documents by name, and what has changed of the timelines beside them, by the same names."""
+
+    documents: dict[str, bytes]
+    lines: dict[str, Change]
+
+
 class Write(Struct):
     """What one batch changed in one shard."""
 
     shard: str
     expected: bytes
     fence: bytes
-    documents: dict[str, Pieces]
+    documents: dict[str, bytes]
     stats: Counter[str]
     changed: list[tuple[str, int]]
     """Customer keys and revisions, for those who watch."""
     wake: dict[str, int] = field(default_factory=dict)
     """Customers whose earliest deadline changed: when it is reached (ms), 0 when there is none any more."""
+    lines: dict[str, Change] = field(default_factory=dict)
+    """Timelines that changed, by the names of their documents."""
 
 
 class ShardStore:
@@ -111,11 +121,29 @@ class ShardStore:
         documents = [layout.document(shard, self.kind, key) for shard, key in wanted]
         with reachable():
             found: Any = self._redis.mget([*documents, *(layout.fence(shard, self.processor) for shard in shards)])
-        for shard, fence in zip(shards, found[len(wanted) :], strict=True):
-            if fence != fences[shard]:
-                raise WentBack(f"the fence of shard {shard} is not what was written last")
+        self._as_left(shards, found[len(wanted) :], fences)
         loaded: list[bytes | None] = found[: len(wanted)]
         return loaded
+
+    def _as_left(self, shards: list[str], found: list[bytes | None], fences: Mapping[str, bytes]) -> None:
+        for shard, fence in zip(shards, found, strict=True):
+            if fence != fences[shard]:
+                raise WentBack(f"the fence of shard {shard} is not what was written last")
+
+    def entries(self, wanted: list[tuple[str, str]], fences: Mapping[str, bytes]) -> Iterator[list[bytes]]:
+        """Read timelines by (shard, name of the document), some at a time; as `load` otherwise."""
+        for at in range(0, len(wanted), _MGET):
+            yield from self._entries(wanted[at : at + _MGET], fences)
+
+    def _entries(self, wanted: list[tuple[str, str]], fences: Mapping[str, bytes]) -> list[list[bytes]]:
+        shards = list({shard for shard, _ in wanted})
+        with reachable(), self._redis.pipeline(transaction=False) as pipe:
+            for shard, name in wanted:
+                pipe.lrange(self.layout.timeline(shard, name), 0, -1)
+            pipe.mget([self.layout.fence(shard, self.processor) for shard in shards])  # last: it vouches for the others
+            *found, told = pipe.execute()
+        self._as_left(shards, told, fences)
+        return found
 
     def write(self, writes: list[Write]) -> list[str]:
         """Write the shards whose fence is as expected. Returns the others: their owner must restore.
@@ -159,6 +187,7 @@ class ShardStore:
         documents = iter(write.documents.items())
         while some := list(islice(documents, _MSET)):
             yield "MSET", *(part for key, raw in some for part in (prefix + key, raw))
+        yield from self._lines(write)
         yield from self._wakes(write)
         counts = orjson.dumps(write.stats, option=orjson.OPT_SORT_KEYS)
         yield (
@@ -168,6 +197,19 @@ class ShardStore:
         )
         if write.changed:
             yield "PUBLISH", layout.changes(shard), orjson.dumps(write.changed)
+
+    def _lines(self, write: Write) -> Iterator[tuple[Argument, ...]]:
+        prefix = self.layout.timeline(write.shard, "")
+        for name, (anew, cut, append, drop) in write.lines.items():
+            key = prefix + name
+            if anew:
+                yield "DEL", key
+            if cut:
+                yield "LTRIM", key, 0, -cut - 1
+            if append:
+                yield "RPUSH", key, *append
+            if drop:
+                yield "LTRIM", key, drop, -1
 
     def _wakes(self, write: Write) -> Iterator[tuple[Argument, ...]]:
         key = self.layout.wake(write.shard, self.processor)

@@ -18,6 +18,7 @@ from tests.chaos.load import encode as encoded
 from tests.chaos.oracle import Bad, Event, Sighting
 from tests.chaos.oracle_merges import Documents, Persons, complete, judge
 from tests.chaos.rows.processors import kill_one
+from tests.support.contexts import raw_contexts
 from tests.support.stack import eventually
 
 KINDS = {"u": "user_id", "d": "cookie_id", "e": "device_id"}
@@ -83,13 +84,12 @@ class Families(Store):
 
     def raw(self) -> dict[bytes, bytes]:
         """Everything that a replay must give again: parts and states of signals too."""
-        keys = [*self._every("ctx"), *self._every("sig")]
+        keys = self._every("sig")
         values: Any = self.client.mget(keys)
-        return dict(zip(keys, values, strict=True))
+        return raw_contexts(self.client, self._every("ctx")) | dict(zip(keys, values, strict=True))
 
     def documents(self) -> list[dict[str, Any]]:
-        found: Any = self.client.mget(self.keys())
-        return [orjson.loads(raw) for raw in found]
+        return [orjson.loads(raw) for raw in raw_contexts(self.client, self.keys()).values()]
 
     def held(self) -> Documents:
         found = Documents()

@@ -38,6 +38,7 @@ def fill(settings: Settings, customers: int) -> tuple[int, float]:
             for key, (raw, entries) in chunk:
                 shard = str(partition_of(key.encode(), found.partitions))
                 pipe.set(found.document(shard, store.kind, key), raw)
+                pipe.delete(found.timeline(shard, key))
                 pipe.rpush(found.timeline(shard, key), *entries)
                 size += len(raw) + sum(map(len, entries))
             pipe.execute()

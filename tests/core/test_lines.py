@@ -74,7 +74,7 @@ def test_it_is_the_list_it_stands_for(steps: list[tuple[object, ...]]) -> None:
                 context.timeline.insert(at, Raw(line))
                 expected.insert(at, json.loads(line))
             case ("keep", int(keep)):
-                del context.timeline[:-keep]
+                lines_of(context).keep(keep)
                 del expected[:-keep]
             case ("look back",):
                 assert parsed(reversed(context.timeline)) == expected[::-1]
@@ -107,7 +107,7 @@ def test_what_is_only_appended_to_is_neither_read_nor_written_again() -> None:
     stored = Stored()
     lines = many(stored, 50)
     lines.append(entry("new"))
-    del lines[:-50]
+    lines.keep(50)
     assert lines.take(stored.fetch) == Change(anew=False, cut=0, append=[b'{"id":"new"}'], drop=1)
     assert stored.read == 0
 

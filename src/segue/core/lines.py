@@ -114,10 +114,13 @@ class Lines(MutableSequence[Raw]):
         raise TypeError("entries do not change")
 
     def __delitem__(self, index: int | slice) -> None:
-        """Drop the oldest, `del lines[:-keep]`: the way a timeline stays bounded."""
-        if not isinstance(index, slice) or index.start is not None or index.step is not None:
-            raise TypeError("only the oldest entries go")
-        gone = index.indices(len(self))[1]
+        raise TypeError("the oldest entries go, by `keep`")
+
+    def keep(self, latest: int) -> None:
+        """Drop all but so many, the oldest first: the way a timeline stays bounded."""
+        gone = self._behind + len(self._tail) - latest
+        if gone <= 0:
+            return
         behind = min(gone, self._behind)
         self._behind -= behind
         del self._tail[: gone - behind]

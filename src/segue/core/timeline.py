@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from segue.core.context import Context
+from segue.core.lines import Lines
 
 
 class Line(Struct, gc=False):
@@ -23,6 +24,7 @@ _line = msgspec.json.Decoder(Line)
 def add(context: Context, at_ms: int, raw: Raw, keep: int) -> None:
     """Add an entry in event-time order. Nearly always at the end; otherwise look back for its place."""
     timeline = context.timeline
+    assert isinstance(timeline, Lines), type(timeline)
     if at_ms >= context.stream_time_ms and at_ms >= context.fired_ms:
         timeline.append(raw)
     else:
@@ -30,8 +32,7 @@ def add(context: Context, at_ms: int, raw: Raw, keep: int) -> None:
         while index and _line.decode(timeline[index - 1]).event_time_ms > at_ms:
             index -= 1
         timeline.insert(index, raw)
-    if len(timeline) > keep:
-        del timeline[:-keep]
+    timeline.keep(keep)
 
 
 def since(context: Context, at_ms: int) -> Iterator[Line]:

@@ -5,7 +5,7 @@ For the records of one poll, in this order (docs/adr/0002):
     1. read and load    decode the records, load the documents that the cache lacks
     2. apply            the pure core, in memory
     3. commit           ONE transaction of the log: outputs and next offsets
-    4. write            ONE atomic write to Redis: documents, counters, fence
+    4. write            ONE atomic write to Redis: documents, timelines, counters, fence
 
 Whatever fails, the shards concerned are dropped from memory and restored: raise the owner epoch in the
 fence, read on from the fence's offset, and apply WITHOUT emitting up to the offset that was committed.

@@ -1,4 +1,4 @@
-"""A processor's state in Redis, one shard per partition: documents, counters and the fence, written together.
+"""A processor's state in Redis, one shard per partition: documents, timelines, counters, fence, written together.
 
 The fence says who wrote last (owner epoch), of which topic (its id) and up to which offset. It is the
 last part of each write and what each write is conditional on: WATCH fence, MULTI, writes, EXEC. So a

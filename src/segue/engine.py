@@ -485,7 +485,7 @@ class Engine:
                 member.commit((), proof)
         except Fenced:
             return  # the next poll tells which are lost
-        topic_ids = {topic: member.topic_id(topic) for topic in {topic for topic, _ in waiting}}
+        topic_ids = member.topic_ids({topic for topic, _ in waiting})
         for tp in waiting:
             shard, found = self._take_over(tp, topic_ids[tp[0]], committed[tp])
             self.meter.counts["take_overs"] += 1

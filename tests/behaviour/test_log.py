@@ -64,7 +64,10 @@ def test_another_number_of_partitions_than_there_are_is_refused_by_the_settings_
 def test_a_topic_keeps_its_id_and_another_has_another(place: Place) -> None:
     one, other = place.topic("one"), place.topic("other")
     with place.seat(one) as first, place.seat(other, instance="b") as second:
-        assert first.member.topic_id(one) == second.member.topic_id(one) != first.member.topic_id(other)
+        ids = first.member.topic_ids([one, other])
+        assert ids.keys() == {one, other}
+        assert second.member.topic_ids([one]) == {one: ids[one]}
+        assert ids[one] != ids[other]
 
 
 @pytest.mark.kafka
@@ -72,11 +75,11 @@ def test_a_topic_made_anew_in_kafka_has_another_id(kafka_bootstrap: str, unique:
     place = Place(kafka_bootstrap, unique, 10)
     topic, other = place.topic("again"), place.topic("other")
     with place.seat(other) as seat:
-        before = seat.member.topic_id(topic)
+        before = seat.member.topic_ids([topic])
         admin = AdminClient({"bootstrap.servers": kafka_bootstrap})
         admin.delete_topics([topic])[topic].result(10)
         eventually(lambda: place.log.create_topics([Topic(topic, 1, SMALL)]))  # the deletion is still under way
-        assert eventually(lambda: seat.member.topic_id(topic)) != before
+        assert eventually(lambda: seat.member.topic_ids([topic])) != before
 
 
 def eventually(call: Callable[[], T]) -> T:
@@ -187,7 +190,7 @@ def test_a_reader_in_no_group_reads_from_any_offset_and_moves_nobody(place: Plac
         eventually(lambda: read(7))
         assert values(found)[2:] == [b"0", b"1", b"2", b"3", b"4"]
         assert seat.member.committed([(topic, 1)]) == {(topic, 1): 2}
-        assert reader.topic_id(topic) == seat.member.topic_id(topic)
+        assert reader.topic_ids([topic]) == seat.member.topic_ids([topic])
         reader.close()
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from segue.errors import LogUnavailable
-from segue.log.kafka_member import topic_id
+from segue.log.kafka_member import topic_ids
 from segue.log.port import TP, Polled, Record
 from segue.topics import MAX_RECORD_BYTES
 
@@ -61,8 +62,8 @@ class KafkaReader:
             self._consumer.incremental_unassign([TopicPartition(*tp)])
             self._active.discard(tp)
 
-    def topic_id(self, topic: str) -> str:
-        return topic_id(self._admin, topic)
+    def topic_ids(self, topics: Iterable[str]) -> dict[str, str]:
+        return topic_ids(self._admin, topics)
 
     def close(self) -> None:
         self._consumer.close()

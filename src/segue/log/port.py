@@ -79,8 +79,8 @@ class Reader(Protocol):
         """Deliver nothing of `tp` until `start`."""
         ...
 
-    def topic_id(self, topic: str) -> str:
-        """An id that a topic deleted and made again does not share with its predecessor."""
+    def topic_ids(self, topics: Iterable[str]) -> dict[str, str]:
+        """By topic an id that, deleted and made again, it does not share with its predecessor; asked for in one go."""
         ...
 
     def close(self) -> None: ...

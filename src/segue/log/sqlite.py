@@ -321,8 +321,9 @@ class SqliteReader:
         self._positions.pop(tp, None)
         self._ended.discard(tp)
 
-    def topic_id(self, topic: str) -> str:
-        return str(self._file.query("SELECT topic_id FROM topics WHERE name = ?", topic)[0][0])
+    def topic_ids(self, topics: Iterable[str]) -> dict[str, str]:
+        ask = "SELECT topic_id FROM topics WHERE name = ?"
+        return {topic: str(self._file.query(ask, topic)[0][0]) for topic in topics}
 
     def close(self) -> None:
         self._file.db.close()

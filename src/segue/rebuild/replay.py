@@ -96,8 +96,8 @@ class Replay:
     def committed(self, tps: Sequence[TP]) -> dict[TP, int | None]:
         return dict.fromkeys(tps, _COMMITTED)
 
-    def topic_id(self, topic: str) -> str:
-        return self._reader.topic_id(topic)
+    def topic_ids(self, topics: Iterable[str]) -> dict[str, str]:
+        return self._reader.topic_ids(topics)
 
     def ends(self, tps: Sequence[TP]) -> dict[TP, int]:
         return {}  # while a log is replayed nothing falls due by the clock

@@ -94,7 +94,7 @@ def check_kept(source: Log, topics: list[str]) -> None:
 def check_same(source: Log, engine: SilentEngine, found: dict[str, Fence]) -> None:
     """Raise Unable when the live fences are of other topics than there are now, or beyond their ends."""
     topics = sorted({topic for topic, _ in engine.inputs.values()})
-    ids = {topic: engine.replay.topic_id(topic) for topic in topics}
+    ids = engine.replay.topic_ids(topics)
     ends = {topic: source.bounds(topic) for topic in topics}
     for shard, fence in found.items():
         topic, partition = engine.inputs[shard]

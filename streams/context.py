@@ -17,7 +17,7 @@ from msgspec import Raw
 
 from segue.core import family, ids, timers
 from segue.core.apply import Applied, apply, new_context
-from segue.core.context import Context, Policy, decoder, encoder
+from segue.core.context import Context, Policy, decoder, encoder, lines_of
 from segue.core.event import Rejected
 from segue.core.interaction import Actor, Entry, Fact, Interaction, Step
 from segue.core.lineage import Transfer
@@ -131,8 +131,8 @@ class ContextProcessor:
                     continue
                 for name in names:
                     there = documents.get(name)
-                    if there is not None and _lines(there).unread:
-                        yield shard, name, _lines(there)
+                    if there is not None and lines_of(there).unread:
+                        yield shard, name, lines_of(there)
 
     def _parts(self, batch: list[tuple[Shard, list[Read]]]) -> Iterator[tuple[Shard, str]]:
         """The parts that the records of merged customers need."""
@@ -272,17 +272,11 @@ class ContextProcessor:
 
     def encode(self, shard: str, dirty: dict[str, Context]) -> Encoded:
         documents = {name: encoder.stored(context) for name, context in dirty.items()}
-        lines = {name: _lines(context).take(self._fetch(shard, name)) for name, context in dirty.items()}
+        lines = {name: lines_of(context).take(self._fetch(shard, name)) for name, context in dirty.items()}
         return Encoded(documents, lines)
 
     def recover(self, shard: Shard, found: Fence | None) -> None:
         """Nothing beyond the documents: they and the fence stand or fall together."""
-
-
-def _lines(context: Context) -> Lines:
-    lines = context.timeline
-    assert isinstance(lines, Lines), type(lines)
-    return lines
 
 
 def _entry(context: Context, transfer: Transfer, fact: Fact) -> Raw:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
 
-from segue.core.context import Context, decoder, encoder, whole
+from segue.core.context import Context, decoder, encoder, lines_of, whole
 from segue.core.lines import BETWEEN, Change, Lines
 
 VALUES = st.recursive(
@@ -45,11 +45,6 @@ class Stored:
     def fetch(self) -> list[bytes]:
         self.read += 1
         return list(self.entries)
-
-
-def lines_of(context: Context) -> Lines:
-    assert isinstance(context.timeline, Lines)
-    return context.timeline
 
 
 def parsed(lines: Any) -> list[object]:

@@ -218,14 +218,19 @@ class _Encoder:
 
     def encode(self, context: Context) -> bytes:
         """The document with its timeline, as readers get it and as it is handed over in a merge."""
-        lines = context.timeline
-        assert isinstance(lines, Lines), type(lines)
-        return whole(self.stored(context), lines.text)
+        return whole(self.stored(context), lines_of(context).text)
 
     def stored(self, context: Context) -> bytes:
         """The document as it stands in Redis: without the timeline, which is a list of its own."""
         context.entries = len(context.timeline)
         return self._encode(context)[: -len(_TIMELINE + _END)] + b"}"
+
+
+def lines_of(context: Context) -> Lines:
+    """The timeline as what it is; the field's type is what a document is decoded into."""
+    lines = context.timeline
+    assert isinstance(lines, Lines), type(lines)
+    return lines
 
 
 def whole(stored: bytes, entries: bytes) -> bytes:

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import msgspec
 from msgspec import Raw, Struct
 
-from segue.core.context import Context
-from segue.core.lines import Lines
+from segue.core.context import Context, lines_of
 
 
 class Line(Struct, gc=False):
@@ -23,8 +22,7 @@ _line = msgspec.json.Decoder(Line)
 
 def add(context: Context, at_ms: int, raw: Raw, keep: int) -> None:
     """Add an entry in event-time order. Nearly always at the end; otherwise look back for its place."""
-    timeline = context.timeline
-    assert isinstance(timeline, Lines), type(timeline)
+    timeline = lines_of(context)
     if at_ms >= context.stream_time_ms and at_ms >= context.fired_ms:
         timeline.append(raw)
     else:

@@ -16,7 +16,7 @@ from segue.log import kafka_ends, kafka_member
 from segue.log.kafka import KafkaLog
 from segue.log.kafka_ends import Ends
 from segue.log.kafka_member import KafkaMember
-from segue.log.port import Output
+from segue.log.port import TP, Output
 from segue.topics import Topic
 from tests.support.kafka_broker import KafkaBroker
 from tests.support.stack import eventually
@@ -89,6 +89,25 @@ def test_who_was_stopped_is_at_no_end_before_the_broker_says_so(
     monkeypatch.setattr(kafka_ends, "STILL_S", 0.0)  # for however long
     assert ends.doubted(False, {tp: 0}) == ([tp], [])
     assert ends.doubted(False, {tp: 1}) == ([], [tp])
+
+
+def test_what_was_said_before_a_record_came_makes_no_end_of_now(kafka_bootstrap: str, unique: str) -> None:
+    log, tp = KafkaLog(kafka_bootstrap), (unique, 0)
+    log.create_topics([Topic(unique, 1, {})])
+    ends = Ends(AdminClient({"bootstrap.servers": kafka_bootstrap}))
+
+    def quietly(at: int) -> tuple[list[TP], list[TP]]:
+        ends.left()
+        return ends.doubted(False, {tp: at})
+
+    def told() -> bool:
+        return bool(ends._question) and all(future.done() for future in ends._question.values())
+
+    eventually(lambda: told() or (quietly(0), told())[1], 30, "a question and what is said to it")
+    log.append([Output(unique, b"k", b"v")])
+    assert tp not in quietly(0)[1]
+    eventually(lambda: quietly(0) == ([tp], []), 30, "the end as it is now")
+    log.close()
 
 
 def test_who_outlives_a_restart_of_the_broker_is_told_where_its_partitions_end(

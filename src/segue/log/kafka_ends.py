@@ -31,7 +31,7 @@ class Ends:
     def __init__(self, admin: AdminClient) -> None:
         self._admin = admin
         self._question: dict[TopicPartition, Future[Any]] = {}
-        self._certain = self._left = time.monotonic()
+        self._certain = self._left = self._asked = time.monotonic()
 
     def now(self, tps: Collection[TP]) -> dict[TP, int]:
         """Ask and wait, 4 ms as a rule. Empty while nobody answers: then go on as the consumer sees it."""
@@ -46,7 +46,7 @@ class Ends:
         return {}
 
     def doubted(self, heard: bool, position: Mapping[TP, int]) -> tuple[list[TP], list[TP]]:
-        """The partitions that are not, or perhaps not, at their end any more, and those that surely are.
+        """The partitions that are not, or perhaps not, at their end any more, and those that now surely are.
 
         To be called when a poll has heard something, or nothing; `position` is what comes next of each partition.
         While all is quiet the broker is asked in good time, and the answer is there at a later poll.
@@ -58,10 +58,15 @@ class Ends:
         elif heard and now - self._certain <= QUIET_S:
             self._certain = now
         elif position and now - self._certain > QUIET_S / 2:
-            ends = self._answer(position)
+            said = self._answer(position)
+            if said and now - self._certain <= QUIET_S:
+                self._certain = self._asked
+                return _beyond(position, said), []  # more may have come since it was asked
+            if said:  # nobody is sure of anything: he who answers again is asked about now
+                ends = self.now(position)
         if ends:
             self._certain = now
-            behind = [tp for tp, at in position.items() if ends.get(tp, at) > at]
+            behind = _beyond(position, ends)
             return behind, [tp for tp in ends if tp in position and tp not in behind]
         return (list(position) if now - self._certain > QUIET_S else []), []
 
@@ -79,6 +84,7 @@ class Ends:
     def _answer(self, tps: Iterable[TP]) -> dict[TP, int]:
         """What the broker said to the question of an earlier call, or nothing yet."""
         if not self._question:
+            self._asked = time.monotonic()
             self._question = self._ask(tps, _IN_TIME_S)
         if not all(future.done() for future in self._question.values()):
             return {}
@@ -98,3 +104,7 @@ class Ends:
         if error.code() > 0:  # what the client says itself, such as that there is no broker, is below
             with suppress(KafkaException):
                 self._admin.list_topics(timeout=_ENDS_S)
+
+
+def _beyond(position: Mapping[TP, int], ends: Mapping[TP, int]) -> list[TP]:
+    return [tp for tp, at in position.items() if ends.get(tp, at) > at]

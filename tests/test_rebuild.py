@@ -57,10 +57,15 @@ def processes(settings: Settings) -> Iterator[Processes]:
 
 @pytest.fixture
 def sender(settings: Settings, processes: Processes, redis_client: redis.Redis) -> Iterator[Sender]:
-    """Events under way, and every customer known. However the test ends, it sends nothing to the next one."""
-    sender = Sender(settings)
+    """Events under way, every processor at work and every customer known.
+
+    Who starts after a change of the partitions is told that its setting is of before. However the test ends, it
+    sends nothing to the next one.
+    """
+    sender, reader = Sender(settings), Reader(redis_client)
     sender.start()
     eventually(lambda: counted(redis_client) > 300 and len(contexts(redis_client)) == CUSTOMERS, 60, "the first events")
+    eventually(lambda: reader.freshness(*runtime.PROCESSORS).as_of_ms, 60, "every shard's report")
     yield sender
     sender.stop()
 

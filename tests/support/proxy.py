@@ -116,6 +116,8 @@ class Proxy:
         self._links.add(link)
         try:
             await link.run(reader)
+        except asyncio.CancelledError:
+            pass  # `stop` ends it; asyncio would write that down as a failure
         finally:
             self._links.discard(link)
             link.cut()

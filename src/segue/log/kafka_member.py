@@ -54,6 +54,8 @@ _IDLE_MS = 2000
 """When the node that coordinated the group is gone from the cluster, sending offsets waits for it, and looks again only
 when the state of some other connection changes (librdkafka 2.16, its issue 5511): closing idle ones does that. An
 answer takes less, or no transaction would end in time."""
+_KNOWN_S = 3.0
+"""How long the nodes of the cluster that a client knows may take to answer, before another client asks."""
 _SILENCE_S, _REACH_S, _GIVE_UP_S = 2.0, 1.0, 4.0
 """After so long without anything from the broker it is asked for a sign; so long at a time; and so long in all."""
 
@@ -72,13 +74,23 @@ def produce(producer: Producer, output: Output, delivered: Callable[..., None] |
             producer.poll(0.05)
 
 
-def topic_ids(admin: AdminClient, topics: Iterable[str]) -> dict[str, str]:
+def topic_ids(admin: AdminClient, common: dict[str, Any], topics: Iterable[str]) -> dict[str, str]:
     """The broker's ids of topics, by one request: a processor may read twenty. Raises LogUnavailable."""
     try:
-        described = admin.describe_topics(TopicCollection(list(topics)), request_timeout=30)
-        return {topic: str(found.result(30).topic_id) for topic, found in described.items()}
+        return _topic_ids(admin, topics, _KNOWN_S)
+    except (KafkaException, TimeoutError):  # it may go on to wait for a node that has left the cluster; a new client knows of none
+        pass
+    try:
+        return _topic_ids(AdminClient(common), topics, _TRANSACTION_S)
     except KafkaException as error:
         raise LogUnavailable(f"ids of topics: {error.args[0].str()}") from error
+    except TimeoutError as error:
+        raise LogUnavailable("ids of topics: no answer") from error
+
+
+def _topic_ids(admin: AdminClient, topics: Iterable[str], timeout_s: float) -> dict[str, str]:
+    described = admin.describe_topics(TopicCollection(list(topics)), request_timeout=timeout_s)
+    return {topic: str(found.result(timeout_s + _REACH_S).topic_id) for topic, found in described.items()}
 
 
 class KafkaMember:
@@ -95,7 +107,7 @@ class KafkaMember:
     ) -> None:
         self._bootstrap, self._topic = bootstrap, topics[0]
         self._heard = self._asked = time.monotonic()
-        self._admin = AdminClient(common | {"connections.max.idle.ms": _IDLE_MS})
+        self._common, self._admin = common, AdminClient(common)
         self._ends = Ends(self._admin)
         # Re-bootstrapping when all brokers are away leaves the group's coordinator behind as a handle that never ends
         # (librdkafka 2.16): seen as a commit that hangs for minutes. Without it a client that was told of no broker,
@@ -278,7 +290,7 @@ class KafkaMember:
         }
 
     def topic_ids(self, topics: Iterable[str]) -> dict[str, str]:
-        return topic_ids(self._admin, topics)
+        return topic_ids(self._admin, self._common, topics)
 
     def ends(self, tps: Sequence[TP]) -> dict[TP, int]:
         return self._ends.now(tps)

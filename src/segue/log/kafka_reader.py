@@ -18,7 +18,7 @@ class KafkaReader:
     """`port.Reader`: a consumer that is assigned what it is told to read."""
 
     def __init__(self, common: dict[str, Any]) -> None:
-        self._admin = AdminClient(common)
+        self._common, self._admin = common, AdminClient(common)
         self._active: set[TP] = set()
         self._consumer = Consumer(
             common
@@ -63,7 +63,7 @@ class KafkaReader:
             self._active.discard(tp)
 
     def topic_ids(self, topics: Iterable[str]) -> dict[str, str]:
-        return topic_ids(self._admin, topics)
+        return topic_ids(self._admin, self._common, topics)
 
     def close(self) -> None:
         self._consumer.close()

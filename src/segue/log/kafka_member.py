@@ -78,8 +78,8 @@ def topic_ids(admin: AdminClient, common: dict[str, Any], topics: Iterable[str])
     """The broker's ids of topics, by one request: a processor may read twenty. Raises LogUnavailable."""
     try:
         return _topic_ids(admin, topics, _KNOWN_S)
-    except (KafkaException, TimeoutError):  # it may go on to wait for a node that has left the cluster; a new client knows of none
-        pass
+    except (KafkaException, TimeoutError):
+        pass  # it may go on to wait for a node that has left the cluster; a new client knows of none
     try:
         return _topic_ids(AdminClient(common), topics, _TRANSACTION_S)
     except KafkaException as error:

@@ -110,6 +110,24 @@ def test_what_was_said_before_a_record_came_makes_no_end_of_now(kafka_bootstrap:
     log.close()
 
 
+def test_an_end_is_told_once(kafka_bootstrap: str, unique: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is told again would be of before: more may have come by then."""
+    monkeypatch.setattr(kafka_ends, "STILL_S", 60.0)
+    monkeypatch.setattr(kafka_ends, "QUIET_S", 60.0)
+    log, tp = KafkaLog(kafka_bootstrap), (unique, 0)
+    log.create_topics([Topic(unique, 1, {})])
+    log.append([Output(unique, b"k", b"v")])
+    member = log.join(f"g{unique}", [unique], "one")
+    eventually(polled(member, lambda: bool(member._owned)), 30, "its partition")
+    member.start(tp, 0)
+    eventually(lambda: tp in member.poll(10, 0.1).ended, 30, "its end")
+    assert [member.poll(10, 0.1).ended for _ in range(10)] == [[]] * 10
+    member.start(tp, 0)
+    eventually(lambda: tp in member.poll(10, 0.1).ended, 30, "its end, read again")
+    member.close()
+    log.close()
+
+
 def test_who_outlives_a_restart_of_the_broker_is_told_where_its_partitions_end(
     kafka_broker: KafkaBroker, unique: str
 ) -> None:

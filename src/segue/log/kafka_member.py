@@ -117,6 +117,8 @@ class KafkaMember:
         self._revoked: list[TP] = []
         self._active: set[TP] = set()
         self._next: dict[TP, int] = {}
+        self._told: dict[TP, int] = {}
+        """At which offsets the ends of partitions were told."""
         self._topic_ids: dict[TP, str] = {}
         """The topics that our offsets are of: committed beside them, for a topic of the same name begins at 0 again."""
         self._several = len(topics) > 1
@@ -185,15 +187,16 @@ class KafkaMember:
         self._listen(first is not None)
         messages = [] if first is None else [first, *self._consumer.consume(max_records, 0)]
         records: dict[TP, list[Record]] = {}
-        ended: list[TP] = []
         met: dict[TP, int] = {}
         for message in messages:
             tp = (message.topic(), message.partition())
             error = message.error()
             if error is not None:
-                if error.code() == KafkaError._PARTITION_EOF and tp in self._active:
+                if error.code() != KafkaError._PARTITION_EOF:
+                    self._consumer_error(error)
+                # An end that came with its last record is met once more, when others may have come behind it.
+                elif tp in self._active and self._told.get(tp) != message.offset():
                     met[tp] = message.offset()
-                self._consumer_error(error, tp, ended)
             elif tp in self._active:
                 batch = records.get(tp)
                 if batch is None:
@@ -204,15 +207,26 @@ class KafkaMember:
             self._next[tp] = batch[-1].offset() + 1
         for tp, end in met.items():  # beyond the last record lies the mark of its transaction
             self._next[tp] = max(end, self._next.get(tp, 0))
-        behind, surely = self._ends.doubted(first is not None, self._position())
-        if self._several and len(messages) >= _MANY and not (behind or surely):  # else the broker was asked just now
-            behind = self._behind()
-        ended += [tp for tp, batch in records.items() if self._at_end(tp, batch[-1].offset())]
-        ended = [tp for tp in dict.fromkeys(ended + surely) if tp not in behind]
+        ended, behind = self._ended(first is not None, len(messages) >= _MANY, records, met)
         assigned, self._assigned = self._assigned, []
         revoked, self._revoked = self._revoked, []
         self._ends.left()
         return Polled(records, assigned, revoked, ended, behind)
+
+    def _ended(
+        self, heard: bool, many: bool, records: dict[TP, list[Record]], met: Iterable[TP]
+    ) -> tuple[list[TP], list[TP]]:
+        """The partitions that are at their end, and those that are not, or perhaps not, any more."""
+        behind, surely = self._ends.doubted(heard, self._position())
+        if self._several and many and not (behind or surely):  # else the broker was asked just now
+            behind = self._behind()
+        read = (tp for tp, batch in records.items() if self._at_end(tp, batch[-1].offset()))
+        ended = [tp for tp in dict.fromkeys((*met, *read, *surely)) if tp not in behind]
+        for tp in behind:
+            self._told.pop(tp, None)
+        for tp in ended:
+            self._told[tp] = self._next.get(tp, 0)
+        return ended, behind
 
     def _listen(self, heard: bool) -> None:
         """Raise MemberLost when the broker gave no sign for too long: a new seat's clients find it again."""
@@ -243,10 +257,8 @@ class KafkaMember:
         _, high = self._consumer.get_watermark_offsets(TopicPartition(*tp), cached=True)
         return bool(0 <= high <= offset + 1)
 
-    def _consumer_error(self, error: KafkaError, tp: TP, ended: list[TP]) -> None:
-        if error.code() == KafkaError._PARTITION_EOF:
-            ended.append(tp)
-        elif error.fatal() or error.code() in _SEAT_LOST:
+    def _consumer_error(self, error: KafkaError) -> None:
+        if error.fatal() or error.code() in _SEAT_LOST:
             raise MemberLost(error.str())
         # everything else (a broker away, a topic not there yet) librdkafka retries by itself
 
@@ -258,6 +270,7 @@ class KafkaMember:
             self._consumer.incremental_unassign([TopicPartition(*tp)])
         self._consumer.incremental_assign([at])
         self._next[tp] = offset or 0
+        self._told.pop(tp, None)
         self._active.add(tp)
 
     def pause(self, tp: TP) -> None:

@@ -7,7 +7,7 @@ offsets are committed after them. Without the fence, Redis is written by a plain
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from confluent_kafka import Producer, TopicPartition
@@ -15,8 +15,8 @@ from confluent_kafka import Producer, TopicPartition
 from segue.log import kafka
 from segue.log.kafka_member import KafkaMember, produce
 from segue.log.port import TP, Output
-from segue.store.connect import reachable
-from segue.store.shards import ShardStore, Write, _told
+from segue.store.resp import command
+from segue.store.shards import ShardStore, _sent, _UnderWay
 from segue.topics import MAX_RECORD_BYTES
 
 
@@ -43,11 +43,11 @@ class PlainMember(KafkaMember):
         self._consumer.commit(offsets=[TopicPartition(*tp, at) for tp, at in offsets.items()], asynchronous=True)
 
 
-def plain_write(store: ShardStore, writes: list[Write]) -> Sequence[str]:
-    """`ShardStore.write` with no condition and no MULTI: one round trip."""
-    with reachable(), store._connection() as connection:
-        _told(connection, [command for write in writes for command in store._commands(write)])
-    return []
+def plain_send(store: ShardStore, under_way: _UnderWay) -> None:
+    """Send the writes with no condition and no MULTI, in one round trip."""
+    commands = [raw for write in under_way.writes for raw in store._commands(write)]
+    fences = [store.layout.fence(write.shard, store.processor) for write in under_way.writes]
+    under_way.commands = _sent(under_way.connection, [*commands, command("MGET", *fences)])  # a list is awaited last
 
 
 def take_away(parts: Iterable[str]) -> None:
@@ -56,6 +56,6 @@ def take_away(parts: Iterable[str]) -> None:
         if part == "transaction":
             kafka.KafkaMember = PlainMember  # type: ignore[misc]
         elif part == "fence":
-            ShardStore.write = plain_write  # type: ignore[assignment, method-assign]
+            ShardStore._send = plain_send  # type: ignore[method-assign]
         else:
             raise ValueError(f"no such part of the guarantee: {part}")

@@ -41,6 +41,9 @@ MOST_DUE = 500
 Read = Interaction | TimerDue | Transfer | Output
 """A record decoded; an `Output` is the dead letter that became of it."""
 
+Tally = dict[tuple[str, str, str | None], int]
+"""How many events came by channel, type and touchpoint, in the order of the first of each."""
+
 
 class ContextProcessor:
     name = "context"
@@ -154,18 +157,20 @@ class ContextProcessor:
     def apply(self, batch: list[tuple[Shard, list[Read]]]) -> list[Output]:
         outputs: list[Output] = []
         for shard, decoded in batch:
+            tally: Tally = {}
             for found in decoded:
-                if isinstance(found, Interaction):
-                    self._one(shard, found, outputs)
+                if type(found) is Interaction:
+                    self._one(shard, found, outputs, tally)
                 elif isinstance(found, TimerDue):
                     self._timer(shard, found, outputs)
                 elif isinstance(found, Transfer):
                     outputs += self._transfer(shard, found)
-                else:
+                elif isinstance(found, Output):
                     outputs.append(found)
+            count_events(shard.stats, tally)
         return outputs
 
-    def _one(self, shard: Shard, interaction: Interaction, outputs: list[Output]) -> None:
+    def _one(self, shard: Shard, interaction: Interaction, outputs: list[Output], tally: Tally) -> None:
         key, entry = interaction.customer_key, interaction.entry
         context = shard.documents.get(key)
         if context is None:
@@ -177,17 +182,16 @@ class ContextProcessor:
                 return
         before = timers.wake_at(context, self._policy)
         outcome = apply(context, interaction, self._policy)
-        stats = shard.stats
         if not isinstance(outcome, Applied):
-            stats["duplicates"] += 1
+            shard.stats["duplicates"] += 1
             return
         shard.dirty[key] = context
         shard.stream_time_ms = max(shard.stream_time_ms, entry.event_time_ms)
         shard.received_ms.append(entry.received_at_ms)
-        stats[f"events|{entry.channel}|{entry.type}"] += 1
-        count_touchpoint(stats, entry.channel, entry.touchpoint)
+        kind = entry.channel, entry.type, entry.touchpoint
+        tally[kind] = tally.get(kind, 0) + 1
         if outcome.late:
-            stats["late"] += 1
+            shard.stats["late"] += 1
         for fired in outcome.due:
             self._step(shard, key, fired, outputs)
         self._step(shard, key, outcome, outputs, interaction.via)
@@ -249,8 +253,9 @@ class ContextProcessor:
     ) -> None:
         if change.facts:
             count_facts(shard.stats, change.facts)
-        step = Step(key, change.revision, change.raw, change.facts, change.previous, via)
-        outputs.append(self._stepped(shard, key, step))
+        outputs.append(
+            self._stepped(shard, key, Step(key, change.revision, change.raw, change.facts, change.previous, via))
+        )
 
     def _stepped(self, shard: Shard, key: str, step: Step) -> Output:
         partition = shard.tp[1] if self._steps_alike else -1  # the customer's either way, at no cost
@@ -271,9 +276,12 @@ class ContextProcessor:
         ]
 
     def encode(self, shard: str, dirty: dict[str, Context]) -> Encoded:
-        documents = {name: encoder.stored(context) for name, context in dirty.items()}
-        lines = {name: lines_of(context).take(self._fetch(shard, name)) for name, context in dirty.items()}
-        return Encoded(documents, lines)
+        documents, changes = {}, {}
+        for name, context in dirty.items():
+            documents[name] = encoder.stored(context)
+            lines = lines_of(context)
+            changes[name] = lines.take(lines.fetch or self._fetch(shard, name))
+        return Encoded(documents, changes)
 
     def recover(self, shard: Shard, found: Fence | None) -> None:
         """Nothing beyond the documents: they and the fence stand or fall together."""
@@ -287,17 +295,19 @@ def _entry(context: Context, transfer: Transfer, fact: Fact) -> Raw:
     return Raw(_encode(Entry(ids.derive(ids.MERGE, name), fact.fact, "other", at, merge.at_ms, actor=Actor("system"))))
 
 
-def count_touchpoint(stats: dict[str, int], channel: str, touchpoint: str | None) -> None:
-    """Count per touchpoint, the named ones up to a limit."""
-    if touchpoint is None:
-        return
-    name = f"touchpoint|{channel}|{touchpoint}"
-    if name not in stats and stats["touchpoints"] >= MAX_TOUCHPOINTS:
-        name = f"touchpoint|{channel}|(more)"
-    if name not in stats:
-        stats[name] = 0
-        stats["touchpoints"] += 1
-    stats[name] += 1
+def count_events(stats: dict[str, int], tally: Tally) -> None:
+    """Count the events of a batch per type and per touchpoint, the named ones up to a limit."""
+    for (channel, kind, touchpoint), events in tally.items():
+        stats[f"events|{channel}|{kind}"] += events
+        if touchpoint is None:
+            continue
+        name = f"touchpoint|{channel}|{touchpoint}"
+        if name not in stats and stats["touchpoints"] >= MAX_TOUCHPOINTS:
+            name = f"touchpoint|{channel}|(more)"
+        if name not in stats:
+            stats[name] = 0
+            stats["touchpoints"] += 1
+        stats[name] += events
 
 
 def count_facts(stats: dict[str, int], facts: Iterable[Fact]) -> None:

@@ -67,14 +67,13 @@ def engine(log: SqliteLog, store: ShardStore, processor: Processor, instance: st
 
 def before_its_first_write(engine: Engine, then: Callable[[list[Write]], object]) -> None:
     store: Any = engine._store
-    write, left = store.write, iter([then])
+    begin, left = store.begin, iter([then])
 
-    def interrupted(writes: list[Write]) -> list[str]:
+    def interrupted(writes: list[Write]) -> None:
         next(left, lambda _: None)(writes)
-        refused: list[str] = write(writes)
-        return refused
+        begin(writes)
 
-    store.write = interrupted
+    store.begin = interrupted
 
 
 def silent_for_too_long(log: SqliteLog) -> None:

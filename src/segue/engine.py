@@ -7,6 +7,9 @@ For the records of one poll, in this order (docs/adr/0002):
     3. commit           ONE transaction of the log: outputs and next offsets
     4. write            ONE atomic write to Redis: documents, timelines, counters, fence
 
+While there is a backlog, Redis executes a write (4) while the next records are read and applied (1 and 2); nothing of
+theirs is committed before it has answered. So at most one turn is committed and not known to be in Redis.
+
 Whatever fails, the shards concerned are dropped from memory and restored: raise the owner epoch in the
 fence, read on from the fence's offset, and apply WITHOUT emitting up to the offset that was committed.
 A crash between 3 and 4, a Redis that went back in time and an empty Redis are all this one path.
@@ -32,8 +35,8 @@ from segue.log.port import TP, Log, Member, Output, Polled, Record
 from segue.merge import TimeMerge
 from segue.metrics import Meter, Snapshot
 from segue.quarantine import Quarantine
-from segue.rejections import Limit
-from segue.store.shards import Encoded, Fence, ShardStore, Write, encode_fence
+from segue.rejections import Limit, Rejections
+from segue.store.shards import Encoded, Fence, ShardStore, Write, encode_fence, encode_stats
 
 REPORT_S = 0.2
 COMMIT_S = 1.0
@@ -87,6 +90,19 @@ class Shard(Struct):
         if not attempts(record.headers()):  # one that an operator sent again says nothing of those around it
             self.refused.append(record.offset())
         return dead_letter(record, why, stage)
+
+
+class _Turn(Struct):
+    """What is yet to be said of a turn once its write is answered."""
+
+    shards: list[Shard]
+    writes: list[Write]
+    records: dict[TP, list[Record]]
+    received_ms: list[list[int]]
+    rejections: dict[TP, Rejections]
+    offsets: dict[TP, int]
+    emit: bool
+    rejected: int
 
 
 class _Failed(Exception):
@@ -191,6 +207,9 @@ class Engine:
         self._there: dict[TP, int] = {}
         """Where the partitions that were not at their end ended at the last look for timers."""
         self._turned_at = 0.0
+        self._unanswered: _Turn | None = None
+        self._now = 0
+        """The time (ms) up to which the last poll brought everything, of the partitions whose end it met."""
         self._failures = 0
 
     def run(self) -> None:
@@ -207,6 +226,7 @@ class Engine:
                     self._recover(error)
             if self._member is not None:
                 with suppress(SegueError):  # the fence knows what the log was not told
+                    self._settle(self._member)
                     self._commit_pending(self._member)
         finally:
             if self._member is not None:
@@ -221,7 +241,7 @@ class Engine:
             time.sleep(rest)
         before = self._clock()
         polled = self._member.poll(self._batch, _POLL_S)
-        now = min(self._clock(), before + _ROUND_MS)  # what came while the process was stopped is not in there
+        self._now = min(self._clock(), before + _ROUND_MS)  # what came while the process was stopped is not in there
         for tp in polled.revoked:
             self._drop(tp)
             self._waiting.discard(tp)
@@ -232,22 +252,30 @@ class Engine:
         if self._waiting:
             self._restore(self._member)
         self._ended.difference_update(polled.records, polled.behind)
-        self._ended.update(tp for tp in polled.ended if tp in self._shards)
         records = polled.records if self._merge is None else self._in_order(self._member, self._merge, polled)
         if records:
             self._turned_at = time.monotonic()
             self._turns(self._member, records)
+        self._ended.update(tp for tp in polled.ended if tp in self._shards)
+        more = sum(map(len, polled.records.values())) > self._batch // 2
+        if not more or self._stop():
+            self._settle(self._member)
         if time.monotonic() - self._committed_at > COMMIT_S:
             self._commit_pending(self._member)
+        if self._unanswered is None:
+            self._tell(self._member)
+
+    def _tell(self, member: Member) -> None:
+        """What rests on all that was applied being in Redis: how far this is, and what time alone brings about."""
         for tp in self._ended:
             if self._merge is None or not self._merge.held(tp):
-                self._caught_up[self._shards[tp].name] = now
+                self._caught_up[self._shards[tp].name] = self._now
                 self._moved[tp] = time.monotonic()
-        self._report(now)
+        self._report(self._now)
         if self.processor.timed and self._shards and time.monotonic() > self._timers_at:
             read = [shard for shard in self._shards.values() if self._read_since(shard)]
             if len(read) == len(self._shards) or time.monotonic() > self._timers_at + TIMERS_S:
-                self._timers(self._member, read, now)
+                self._timers(member, read, self._now)
 
     def _read_since(self, shard: Shard) -> bool:
         """Whether all that lay in a partition at the last look for timers has been applied. Where more comes all the
@@ -341,6 +369,15 @@ class Engine:
         sound, letters = self._set_aside(shards, records)
         offsets = {tp: found[-1].offset() + 1 for tp, found in records.items()}
         outputs, writes = self._apply(shards, sound, offsets)
+        if self._unanswered is not None:
+            self._settle(member)
+            if not self._shards.keys() >= records.keys():  # this turn rests on what is not in Redis
+                self._to_restore(member, records)
+                return
+            try:
+                self._tell(member)
+            except WentBack as error:  # which concerns all partitions, not only those of this turn
+                raise StoreUnavailable(str(error)) from error
         refused = {tp: shard.refused for tp, shard in shards.items() if shard.refused}
         rejections = self._quarantine.within_limit(records, refused, emit)
         if rejections is None:
@@ -350,31 +387,43 @@ class Engine:
             self._commit(member, letters + outputs, offsets)
         elif letters:  # the core took them when they were committed; now it does not, and that is lost nowhere else
             member.commit(letters, {tp: shard.emit_from for tp, shard in shards.items()})
-        surprised = self._store.write(writes)
-        now = self._clock()
+        self._store.begin(writes)
+        received_ms = [shard.received_ms for shard in shards.values()]
+        rejected = sum(map(len, refused.values()))
+        self._unanswered = _Turn(
+            list(shards.values()), writes, records, received_ms, rejections, offsets, emit, rejected
+        )
         for write, shard in zip(writes, shards.values(), strict=True):
-            if write.shard in surprised:
-                continue
             shard.fence, shard.next_offset = write.fence, offsets[shard.tp]
-            if emit:
-                self.meter.readable(shard.received_ms, now)
-                self._complete(shard, records[shard.tp][-1])
+            shard.received_ms, shard.refused = [], []
             shard.dirty.clear()
             shard.wake.clear()
-            shard.received_ms.clear()
-            shard.refused = []
-        self._moved |= dict.fromkeys(shards, time.monotonic())
-        self._quarantine.counted(rejections, offsets)
-        if emit:
-            self.meter.counts["rejected"] += sum(map(len, refused.values()))
-        self.meter.counts["applied" if emit else "replayed"] += sum(len(found) for found in records.values())
+
+    def _settle(self, member: Member) -> None:
+        """Wait until the write of the last turn is answered, and only then count that turn as done."""
+        turn, self._unanswered = self._unanswered, None
+        if turn is None:
+            return
+        surprised = self._store.finish()
+        now = self._clock()
+        for shard, received_ms in zip(turn.shards, turn.received_ms, strict=True):
+            if shard.name not in surprised and self._shards.get(shard.tp) is shard:
+                self._moved[shard.tp] = time.monotonic()
+                if turn.emit:
+                    self.meter.readable(received_ms, now)
+                    self._complete(shard, turn.records[shard.tp][-1])
+        self._quarantine.counted(turn.rejections, turn.offsets)
+        if turn.emit:
+            self.meter.counts["rejected"] += turn.rejected
+        self.meter.counts["applied" if turn.emit else "replayed"] += sum(map(len, turn.records.values()))
         if surprised:
             log.warning(
                 "fence is not what was written last; restoring", processor=self.processor.name, shards=surprised
             )
             self.meter.counts["fence_surprises"] += len(surprised)
-            self._to_restore(member, [tp for tp, shard in shards.items() if shard.name in surprised])
-        self._trim(writes)
+            lost = [shard for shard in turn.shards if shard.name in surprised]
+            self._to_restore(member, [shard.tp for shard in lost if self._shards.get(shard.tp) is shard])
+        self._trim(turn.writes)
 
     def _complete(self, shard: Shard, last: Record) -> None:
         """Everything received before a record is applied: also where more comes all the time and the end is never met.
@@ -441,7 +490,7 @@ class Engine:
             expected=shard.fence,
             fence=encode_fence(Fence(shard.topic_id, shard.epoch, next_offset, shard.stream_time_ms)),
             documents=documents,
-            stats=shard.stats,
+            stats=encode_stats(shard.stats),
             changed=[(key, document.revision) for key, document in shard.dirty.items()],
             wake=dict(shard.wake),
             lines=lines,
@@ -474,6 +523,7 @@ class Engine:
 
     def _restore(self, member: Member) -> None:
         """Take over the waiting partitions, each at the offset that its state stands at."""
+        self._settle(member)
         if not self._stands():  # asked after joining: who holds processing sees either us in the group or nothing
             self.superseded = True
             return
@@ -545,6 +595,7 @@ class Engine:
         wait = min(_BACKOFF_S[0] * 2 ** (self._failures - 1), _BACKOFF_S[1])
         log.warning("waiting", processor=self.processor.name, why=str(error), retry_in_s=wait)
         self.meter.counts["outages"] += 1
+        self._unanswered = None
         self._store.begin_anew()
         if self._member is not None:
             stuck = isinstance(error, LogUnavailable) and self._failures > _SEAT_LASTS

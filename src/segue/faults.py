@@ -48,7 +48,7 @@ def install(engine: Engine, environment: Mapping[str, str]) -> None:
         at = failpoint(point)
         _after(engine.processor, "prepare", lambda: at("after_read"))
         _after(engine.processor, "apply", lambda: at("after_apply"))
-        _after(engine._store, "write", lambda: at("after_write"))
+        _after(engine._store, "finish", lambda: at("after_write"))
         _each_member(engine, lambda member: _around_commit(member, at))
     if unsafe:  # around the fail points, so that a commit in two parts has one in between
         if unsafe not in _WITHOUT:
@@ -138,17 +138,16 @@ def _around_commit(member: Any, at: At) -> None:
 def _no_fence(engine: Engine) -> None:
     """Expect whatever is there."""
     store: Any = engine._store
-    write, load = store.write, store.load
+    begin, load = store.begin, store.load
 
     def fence(shard: str) -> bytes:
         found: bytes = store._redis.get(store.layout.fence(shard, store.processor))
         return found
 
-    def write_anyway(writes: list[Write]) -> list[str]:
-        refused: list[str] = write([structs.replace(each, expected=fence(each.shard)) for each in writes])
-        return refused
+    def write_anyway(writes: list[Write]) -> None:
+        begin([structs.replace(each, expected=fence(each.shard)) for each in writes])
 
-    store.write = write_anyway
+    store.begin = write_anyway
     store.load = lambda wanted, fences: load(wanted, {shard: fence(shard) for shard in fences})
 
 

@@ -20,7 +20,7 @@ from segue.store.connect import check, check_partitions, connect, held, layout, 
 from segue.store.identity import MAX_SHARERS, Batch, IdentityIndex, bucket
 from segue.store.keys import HOLD, LAYOUT, MARK, Layout
 from segue.store.reader import Reader
-from segue.store.shards import Fence, ShardStore, Write, encode_fence
+from segue.store.shards import Fence, ShardStore, Write, encode_fence, encode_stats
 from tests.support.proxy import Proxy, address_of
 from tests.support.stack import eventually
 
@@ -39,7 +39,13 @@ def write(
     """A batch's write: documents, counters and the fence behind them."""
     fence = encode_fence(Fence(TOPIC, epoch, next_offset))
     changed = [(key, 1) for key in documents]
-    return Write(shard, expected, fence, documents, stats or Counter(events=next_offset), changed)
+    return Write(shard, expected, fence, documents, encode_stats(stats or Counter(events=next_offset)), changed)
+
+
+def written(store: ShardStore, writes: list[Write]) -> list[str]:
+    """Write, and wait for the answer. Returns the shards that were refused."""
+    store.begin(writes)
+    return store.finish()
 
 
 def standing(client: redis.Redis, shard: str) -> Fence:
@@ -64,7 +70,7 @@ def test_the_next_owner_finds_what_the_last_one_wrote_and_raises_the_epoch_only(
     store: ShardStore, redis_client: redis.Redis
 ) -> None:
     _, fence, _ = store.take_over("0", TOPIC)
-    assert store.write([write("0", fence, 1, 7, Counter(events=7))]) == []
+    assert written(store, [write("0", fence, 1, 7, Counter(events=7))]) == []
     found, _, stats = store.take_over("0", TOPIC)
     assert found == Fence(TOPIC, 1, 7)
     assert stats == Counter(events=7)
@@ -74,7 +80,7 @@ def test_the_next_owner_finds_what_the_last_one_wrote_and_raises_the_epoch_only(
 def test_documents_counters_and_fence_are_written_together(store: ShardStore, redis_client: redis.Redis) -> None:
     _, fence, _ = store.take_over("0", TOPIC)
     mine = write("0", fence, 1, 2, Counter({"b": 1, "a": 2}), anna=b"A", ben=b"B")
-    assert store.write([mine]) == []
+    assert written(store, [mine]) == []
     found = store.load([("0", "anna"), ("0", "ben"), ("0", "nobody")], {"0": mine.fence})
     assert list(found) == [b"A", b"B", None]
     assert redis_client.get(PLACE.stats("0", "context")) == b'{"a":2,"b":1}'
@@ -83,10 +89,10 @@ def test_documents_counters_and_fence_are_written_together(store: ShardStore, re
 
 def test_an_older_owners_write_is_refused_and_nothing_of_it_stays(store: ShardStore, redis_client: redis.Redis) -> None:
     _, older, _ = store.take_over("0", TOPIC)
-    assert store.write([write("0", older, 1, 1, anna=b"first")]) == []
+    assert written(store, [write("0", older, 1, 1, anna=b"first")]) == []
     older = encode_fence(Fence(TOPIC, 1, 1))
     store.take_over("0", TOPIC)
-    assert store.write([write("0", older, 1, 2, anna=b"late", ben=b"late")]) == ["0"]
+    assert written(store, [write("0", older, 1, 2, anna=b"late", ben=b"late")]) == ["0"]
     assert (stored(redis_client, "0", "anna"), stored(redis_client, "0", "ben")) == (b"first", None)
     assert standing(redis_client, "0") == Fence(TOPIC, 2, 1)
 
@@ -96,18 +102,18 @@ def test_a_fence_that_went_back_in_time_is_noticed(store: ShardStore, redis_clie
     _, fence, _ = store.take_over("0", TOPIC)
     first = write("0", fence, 1, 1, anna=b"1")
     second = write("0", first.fence, 1, 2, anna=b"2")
-    assert store.write([first]) == []
+    assert written(store, [first]) == []
     lost = {key: redis_client.get(key) for key in redis_client.keys("segue:*{0}*")}
-    assert store.write([second]) == []
+    assert written(store, [second]) == []
     redis_client.mset(lost)  # type: ignore[arg-type]
-    assert store.write([write("0", second.fence, 1, 3, anna=b"3")]) == ["0"]
+    assert written(store, [write("0", second.fence, 1, 3, anna=b"3")]) == ["0"]
     assert stored(redis_client, "0", "anna") == b"1"
 
 
 def test_an_emptied_store_is_noticed(store: ShardStore, redis_client: redis.Redis) -> None:
     _, fence, _ = store.take_over("0", TOPIC)
     redis_client.flushdb()
-    assert store.write([write("0", fence, 1, 1, anna=b"1")]) == ["0"]
+    assert written(store, [write("0", fence, 1, 1, anna=b"1")]) == ["0"]
     assert redis_client.dbsize() == 0
 
 
@@ -115,7 +121,7 @@ def test_shards_in_one_write_stand_or_fall_each_by_its_own_fence(store: ShardSto
     fences = [store.take_over(shard, TOPIC)[1] for shard in ("0", "1", "2")]
     store.take_over("1", TOPIC)  # another owner
     writes = [write(shard, fence, 1, 1, anna=b"new") for shard, fence in zip(("0", "1", "2"), fences, strict=True)]
-    assert store.write(writes) == ["1"]
+    assert written(store, writes) == ["1"]
     assert [stored(redis_client, shard, "anna") for shard in ("0", "1", "2")] == [b"new", None, b"new"]
 
 
@@ -129,7 +135,7 @@ def test_replies_that_break_off_leave_each_write_done_or_not_done_and_the_fence_
         for turn in range(1, 201):
             mine = write("0", fence, 1, turn, anna=b"%d" % turn)
             try:
-                outcomes["written" if not store.write([mine]) else "refused"] += 1
+                outcomes["written" if not written(store, [mine]) else "refused"] += 1
             except StoreUnavailable:
                 outcomes["unknown"] += 1
             fence = direct.get(PLACE.fence("0", "context"))
@@ -152,7 +158,7 @@ def test_an_owner_that_comes_between_reading_the_fence_and_writing_wins(
         taken: list[Fence | None] = []
         thread = threading.Thread(target=lambda into=taken: into.append(rival.take_over("0", TOPIC)[0]))
         thread.start()
-        refused = store.write([mine])
+        refused = written(store, [mine])
         thread.join()
         (found,) = taken
         assert found is not None
@@ -166,7 +172,7 @@ def test_processors_have_fences_of_their_own(store: ShardStore, redis_client: re
     signals = ShardStore(redis_client, PLACE, "signals", "sig")
     _, fence, _ = store.take_over("0", TOPIC)
     _, other, _ = signals.take_over("0", TOPIC)
-    assert store.write([write("0", fence, 1, 1, anna=b"ctx")]) == []
+    assert written(store, [write("0", fence, 1, 1, anna=b"ctx")]) == []
     assert list(signals.load([("0", "anna")], {"0": other})) == [None]
     assert redis_client.smembers(PLACE.shards("context")) == {b"0"}
 
@@ -183,14 +189,14 @@ def test_more_documents_than_one_command_takes_are_all_written_and_read(store: S
     _, fence, _ = store.take_over("0", TOPIC)
     documents = {f"customer-{number}": b"%d" % number for number in range(1201)}
     mine = write("0", fence, 1, 1, **documents)
-    assert store.write([mine]) == []
+    assert written(store, [mine]) == []
     assert list(store.load([("0", key) for key in documents], {"0": mine.fence})) == list(documents.values())
 
 
 def test_documents_beside_a_fence_that_is_not_the_readers_own_are_not_read(store: ShardStore) -> None:
     _, fence, _ = store.take_over("0", TOPIC)
     mine = write("0", fence, 1, 1, anna=b"A")
-    assert store.write([mine]) == []
+    assert written(store, [mine]) == []
     with pytest.raises(WentBack):
         list(store.load([("0", "anna")], {"0": fence}))
 
@@ -200,7 +206,7 @@ def test_changed_customers_are_told_to_those_who_watch(store: ShardStore, redis_
     with redis_client.pubsub(ignore_subscribe_messages=True) as watcher:
         watcher.subscribe(PLACE.changes("0"))
         watcher.get_message(timeout=1)
-        store.write([write("0", fence, 1, 1, anna=b"1", ben=b"1")])
+        written(store, [write("0", fence, 1, 1, anna=b"1", ben=b"1")])
         message = None
         while message is None:
             message = watcher.get_message(timeout=5)
@@ -302,10 +308,10 @@ def test_a_reader_is_not_shown_less_than_before_until_an_owner_answers_for_it(
     def shown(revision: int) -> bytes:
         return b'{"revision":%d,"timeline":[]}' % revision
 
-    assert store.write([first]) == []
+    assert written(store, [first]) == []
     lost = {key: redis_client.get(key) for key in redis_client.keys("segue:*{0}*")}
     assert read() == (1, shown(1))
-    assert store.write([second]) == []
+    assert written(store, [second]) == []
     assert read() == (1, shown(2))
     redis_client.mset(lost)  # type: ignore[arg-type]
     with pytest.raises(StoreUnavailable, match="lost writes"):
@@ -319,7 +325,7 @@ def test_a_reader_is_not_shown_less_than_before_until_an_owner_answers_for_it(
     _, fence, _ = store.take_over("0", TOPIC)
     with pytest.raises(StoreUnavailable, match="lost writes"):
         read()  # the epochs begin anew, so only the offset tells
-    assert store.write([write("0", fence, 1, 1, **{anna: b'{"revision":1}'})]) == []
+    assert written(store, [write("0", fence, 1, 1, **{anna: b'{"revision":1}'})]) == []
     assert read() == (1, shown(1))
 
 
@@ -340,7 +346,7 @@ def test_a_timeline_changes_as_it_is_told_and_only_behind_the_fence(
     def then(turn: int, change: Change) -> list[bytes]:
         nonlocal fence
         made = timed("0", fence, turn, anna=change)
-        assert store.write([made]) == []
+        assert written(store, [made]) == []
         fence = made.fence
         (found,) = store.entries([("0", "anna")], {"0": fence})
         return found
@@ -354,14 +360,14 @@ def test_a_timeline_changes_as_it_is_told_and_only_behind_the_fence(
     assert then(6, Change(False, 0, [b"z"], 1)) == [b"z"]
     assert then(7, Change(True, 0, [], 0)) == []
     late = timed("0", encode_fence(Fence(TOPIC, 1, 3)), 8, anna=Change(False, 0, [b"late"], 0))
-    assert store.write([late]) == ["0"]
+    assert written(store, [late]) == ["0"]
     assert list(store.entries([("0", "anna"), ("0", "ben")], {"0": fence})) == [[], []]
 
 
 def test_timelines_are_read_only_as_this_owner_left_them(store: ShardStore) -> None:
     _, fence, _ = store.take_over("0", TOPIC)
     made = timed("0", fence, 1, anna=Change(True, 0, [b"a"], 0))
-    assert store.write([made]) == []
+    assert written(store, [made]) == []
     assert list(store.entries([("0", "anna")], {"0": made.fence})) == [[b"a"]]
     with pytest.raises(WentBack):
         list(store.entries([("0", "anna")], {"0": fence}))
@@ -381,7 +387,7 @@ def test_a_reader_never_sees_a_document_without_its_latest_entry(store: ShardSto
             document = b'{"customer_key":"%b","revision":%d}' % (key.encode(), turns[0])
             made = write(shard, fence, 1, turns[0], **{key: document})
             made.lines = {key: Change(turns[0] == 1, 0, [b'{"id":"%d"}' % turns[0]], int(turns[0] > 5))}
-            assert store.write([made]) == []
+            assert written(store, [made]) == []
             fence = made.fence
 
     thread = threading.Thread(target=work)
@@ -454,7 +460,7 @@ def test_a_server_that_is_away_is_an_outage_not_an_answer() -> None:
     with pytest.raises(StoreUnavailable):
         list(away.load([("0", "anna")], {"0": b""}))
     with pytest.raises(StoreUnavailable):
-        away.write([write("0", b"", 1, 1)])
+        written(away, [write("0", b"", 1, 1)])
 
 
 def test_a_write_that_is_refused_says_why_and_names_nobody(tmp_path: Path) -> None:

@@ -56,16 +56,16 @@ def apply(context: Context, interaction: Interaction, policy: Policy) -> Applied
     if 0 < context.due_ms < at and at > context.stream_time_ms:
         due = tuple(timers.fire(context, at - 1, entry.received_at_ms, policy))
     context.revision += 1
-    late = sessions.is_late(context, entry, policy)
     facts = [Fact("customer.created")] if context.revision == 1 else []
     _identify(context, interaction, policy.keep_identifiers)
-    session, opened = sessions.place(context, entry, late, policy)
+    session, opened, late = sessions.place(context, entry, policy)
     facts += opened
     if session is not None:
         entry.session_id = session.session_id
     here = context.current
     previous = None
-    if not late and at >= context.stream_time_ms:
+    newest = at >= context.stream_time_ms
+    if newest and not late:
         previous = None if here is None else Place(here.channel, here.since_ms, here.touchpoint)
         facts += handoffs.moved(context, entry, session)
     if entry.item is not None:
@@ -82,12 +82,14 @@ def apply(context: Context, interaction: Interaction, policy: Policy) -> Applied
     if entry.item is not None or entry.type in timers.WATCHED:
         facts += timers.watch(context, entry, late, policy)
     entry.late = late
-    raw = Raw(_encode(entry))
-    timeline.add(context, at, raw, policy.keep_timeline)
-    context.channels[entry.channel] = context.channels.get(entry.channel, 0) + 1
-    context.stream_time_ms = max(context.stream_time_ms, at)
-    context.received_at_ms = max(context.received_at_ms, entry.received_at_ms)
-    return Applied(tuple(facts), raw, previous, late, context.revision, due)
+    line = _encode(entry)
+    timeline.add(context, at, line, policy.keep_timeline)
+    channel, received = entry.channel, entry.received_at_ms
+    context.channels[channel] = context.channels.get(channel, 0) + 1
+    if newest:
+        context.stream_time_ms = at
+    context.received_at_ms = max(context.received_at_ms, received)
+    return Applied(tuple(facts), Raw(line), previous, late, context.revision, due)
 
 
 def _identify(context: Context, interaction: Interaction, keep: int) -> None:

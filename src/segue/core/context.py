@@ -7,6 +7,7 @@ kilobytes whatever a customer does.
 from __future__ import annotations
 
 from collections.abc import MutableSequence
+from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct, field
@@ -185,6 +186,7 @@ _TIMELINE = b',"timeline":['
 """Where the timeline begins in a document that has it inside. Nothing before it can hold these bytes: inside of a
 string the quotes are escaped."""
 _END = b"]}"
+_LEFT_OUT: Any = msgspec.UNSET
 
 
 class _Decoder:
@@ -214,7 +216,7 @@ class _Decoder:
 
 class _Encoder:
     def __init__(self) -> None:
-        self._encode = msgspec.json.Encoder(enc_hook=_emptied).encode
+        self._encode = msgspec.json.Encoder().encode
 
     def encode(self, context: Context) -> bytes:
         """The document with its timeline, as readers get it and as it is handed over in a merge."""
@@ -222,8 +224,13 @@ class _Encoder:
 
     def stored(self, context: Context) -> bytes:
         """The document as it stands in Redis: without the timeline, which is a list of its own."""
-        context.entries = len(context.timeline)
-        return self._encode(context)[: -len(_TIMELINE + _END)] + b"}"
+        lines = context.timeline
+        context.entries = len(lines)
+        context.timeline = _LEFT_OUT
+        try:
+            return self._encode(context)
+        finally:
+            context.timeline = lines
 
 
 def lines_of(context: Context) -> Lines:
@@ -238,10 +245,6 @@ def whole(stored: bytes, entries: bytes) -> bytes:
     if stored.endswith(_END) and _TIMELINE in stored:  # written before timelines were lists of their own
         return stored
     return b"%b%b%b%b" % (stored[:-1], _TIMELINE, entries, _END)
-
-
-def _emptied(lines: object) -> Raw:
-    return Raw(b"[]")
 
 
 encoder = _Encoder()

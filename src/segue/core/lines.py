@@ -17,6 +17,8 @@ from msgspec import Raw
 BETWEEN = b",\n"
 """What separates entries in a document that has them inside. JSON has no newline inside strings, and entries are
 compact, so they can be told apart without being read."""
+_NEWLINE = ord("\n")
+"""As a number: looking for bytes in bytes makes, and forgets, an exception first."""
 _RECENT = 2
 """Stored entries that stay in memory: most events that come out of order belong just before the last."""
 
@@ -41,17 +43,18 @@ class Lines(MutableSequence[Raw]):
 
     # The stored list is: `_dropped` that went, `_behind` that are not in memory, the first `_saved` of `_tail`, `_cut`
     # that went. The rest of `_tail` is new.
-    __slots__ = ("_anew", "_behind", "_cut", "_dropped", "_fetch", "_saved", "_tail")
+    __slots__ = ("_anew", "_behind", "_cut", "_dropped", "_saved", "_tail", "fetch")
 
     def __init__(self, entries: Iterable[bytes] = ()) -> None:
         self._tail = list(entries)
         self._behind = self._saved = self._cut = self._dropped = 0
         self._anew = True
-        self._fetch: Fetch | None = None
+        self.fetch: Fetch | None = None
+        """What reads the stored entries, once there are any."""
 
     def stand_for(self, count: int, fetch: Fetch) -> None:
         """Of a list made from nothing: so many are stored, and `fetch` reads them."""
-        self._behind, self._fetch, self._anew = count, fetch, False
+        self._behind, self.fetch, self._anew = count, fetch, False
 
     @property
     def text(self) -> bytes:
@@ -72,21 +75,24 @@ class Lines(MutableSequence[Raw]):
 
     def take(self, fetch: Fetch) -> Change:
         """What has changed; it counts as stored from now on, where `fetch` finds it."""
-        change = Change(self._anew, self._cut, self._tail[self._saved :], self._dropped)
-        self._behind += max(0, len(self._tail) - _RECENT)
-        self._tail = self._tail[-_RECENT:]
-        self._saved = len(self._tail)
+        tail = self._tail
+        change = Change(self._anew, self._cut, tail[self._saved :], self._dropped)
+        forgotten = len(tail) - _RECENT
+        if forgotten > 0:
+            self._behind += forgotten
+            del tail[:forgotten]
+        self._saved = len(tail)
         self._cut = self._dropped = 0
-        self._anew, self._fetch = False, fetch
+        self._anew, self.fetch = False, fetch
         return change
 
-    def append(self, value: Raw) -> None:
+    def append(self, value: Raw | bytes) -> None:
         self._tail.append(_compact(value))
 
     def __len__(self) -> int:
         return self._behind + len(self._tail)
 
-    def insert(self, index: int, value: Raw) -> None:
+    def insert(self, index: int, value: Raw | bytes) -> None:
         index = min(max(0, index if index >= 0 else len(self) + index), len(self))
         if index < self._behind:
             self._read()
@@ -143,10 +149,10 @@ class Lines(MutableSequence[Raw]):
 
     def _read(self) -> None:
         if self._behind:
-            assert self._fetch is not None
-            self.read(self._fetch())
+            assert self.fetch is not None
+            self.read(self.fetch())
 
 
-def _compact(value: Raw) -> bytes:
-    line = bytes(value)
-    return msgspec.json.format(line, indent=-1) if b"\n" in line else line
+def _compact(value: Raw | bytes) -> bytes:
+    line = value if type(value) is bytes else bytes(value)
+    return msgspec.json.format(line, indent=-1) if _NEWLINE in line else line

@@ -40,10 +40,11 @@ ENDINGS = ("ended", "closed", "abandoned", "missed", "dropped")
 
 _STARTS = {f"{thing}.started": thing for thing in HOLDING}
 _ENDS = {f"{thing}.{ending}": thing for thing in HOLDING for ending in ENDINGS}
+_ABOUT_CALLS = _STARTS.keys() | _ENDS.keys()
 MOST_LOOSE = 32
 
 
-def is_late(context: Context, entry: Entry, policy: Policy) -> bool:
+def _late(context: Context, entry: Entry, policy: Policy) -> bool:
     """Whether an event comes too late to move a boundary."""
     at = entry.event_time_ms
     if at < context.stream_time_ms - policy.grace_ms:
@@ -60,21 +61,28 @@ def is_late(context: Context, entry: Entry, policy: Policy) -> bool:
     return False
 
 
-def place(context: Context, entry: Entry, late: bool, policy: Policy) -> tuple[Session | None, list[Fact]]:
-    """Put an interaction into its session. Returns the session (None: it belongs to no visit) and facts."""
+def place(context: Context, entry: Entry, policy: Policy) -> tuple[Session | None, list[Fact], bool]:
+    """Put an interaction into its session. Returns the session (None: it belongs to no visit), facts, and whether
+    it came too late to move a boundary."""
     sessions, at, acting = context.sessions, entry.event_time_ms, entry.acting
-    about_call = entry.type in _STARTS or entry.type in _ENDS
+    about_call = entry.type in _ABOUT_CALLS
     moves = acting != "system" or about_call  # a telephone system reports what people do
     last = sessions[-1] if sessions else None
     facts: list[Fact] = []
     session: Session | None
-    if late:
-        session = _covering(sessions, entry)
-    elif (
-        last is not None and moves and context.stream_time_ms <= at <= last.until_ms and entry.source_session_id is None
-    ):  # nearly always
+    late = False
+    if (
+        last is not None
+        and moves
+        and context.stream_time_ms <= at <= last.until_ms
+        and last.started_at_ms <= at
+        and not last.closed
+        and entry.source_session_id is None
+    ):  # nearly always; never late
         session = _counted(last, entry.channel)
         _extend(context, last, entry.channel, at, policy)
+    elif _late(context, entry, policy):
+        session, late = _covering(sessions, entry), True
     else:
         own = _own(sessions, entry)
         if own is not None and _outgrown(own, entry, policy):
@@ -91,7 +99,7 @@ def place(context: Context, entry: Entry, late: bool, policy: Policy) -> tuple[S
             facts += joined
     if about_call:
         _hold(context, entry, not late and session is not None, policy)
-    return session, facts
+    return session, facts, late
 
 
 def _home(sessions: list[Session], entry: Entry) -> Session | None:
@@ -158,7 +166,7 @@ def _extend(context: Context, session: Session, channel: str, at: int, policy: P
 
 def _reach(context: Context, session: Session, reach: int, policy: Policy) -> None:
     """Let a session reach so far at least, and as far as it is held; never beyond the maximum length."""
-    until = max(session.until_ms, reach)
+    until = reach if reach > session.until_ms else session.until_ms
     if context.holds or session.reach_ms:
         session.reach_ms = max(session.reach_ms or session.until_ms, reach)
         if session is context.sessions[-1]:

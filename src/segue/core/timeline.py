@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Struct
 
 from segue.core.context import Context, lines_of
 
@@ -20,16 +20,16 @@ class Line(Struct, gc=False):
 _line = msgspec.json.Decoder(Line)
 
 
-def add(context: Context, at_ms: int, raw: Raw, keep: int) -> None:
-    """Add an entry in event-time order. Nearly always at the end; otherwise look back for its place."""
+def add(context: Context, at_ms: int, entry: bytes, keep: int) -> None:
+    """Add an encoded entry in event-time order. Nearly always at the end; otherwise look back for its place."""
     timeline = lines_of(context)
     if at_ms >= context.stream_time_ms and at_ms >= context.fired_ms:
-        timeline.append(raw)
+        timeline.append(entry)
     else:
         index = len(timeline)
         while index and _line.decode(timeline[index - 1]).event_time_ms > at_ms:
             index -= 1
-        timeline.insert(index, raw)
+        timeline.insert(index, entry)
     timeline.keep(keep)
 
 

@@ -212,12 +212,12 @@ def _fired(
         actor=Actor("system"),
         session_id=fact.after if name == SESSION else None,
     )
-    raw = Raw(_encode(entry))
+    line = _encode(entry)
     if name != SESSION:  # the sessions say themselves that they are closed
-        timeline.add(context, deadline.due_ms, raw, policy.keep_timeline)
+        timeline.add(context, deadline.due_ms, line, policy.keep_timeline)
         context.fired_ms = max(context.fired_ms, deadline.due_ms)
     context.revision += 1
-    return Fired((fact,), raw, context.revision)
+    return Fired((fact,), Raw(line), context.revision)
 
 
 def _session_due(context: Context, name: str, deadline: Deadline, policy: Policy) -> tuple[Fact, str] | None:

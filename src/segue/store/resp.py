@@ -12,21 +12,39 @@ from collections.abc import Iterable, Iterator, Sequence
 Argument = str | bytes | int
 
 PORTION = 128 * 1024
-"""Bytes, more or less: no argument is cut."""
+"""Bytes, more or less: no command is cut."""
 
 
-def packed(commands: Iterable[Sequence[Argument]]) -> Iterator[bytes]:
-    """The commands as RESP (arrays of bulk strings), in portions."""
+def command(*arguments: Argument) -> bytes:
+    """A command as RESP: an array of bulk strings."""
+    parts = [b"*%d\r\n" % len(arguments)]
+    for argument in arguments:
+        raw = argument if type(argument) is bytes else str(argument).encode()
+        parts.append(b"$%d\r\n%b\r\n" % (len(raw), raw))
+    return b"".join(parts)
+
+
+def mset(pairs: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """MSET of many: the same as `command`, at a third of the cost."""
+    parts = [b"*%d\r\n$4\r\nMSET\r\n" % (1 + 2 * len(pairs))]
+    parts += [b"$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(key), key, len(value), value) for key, value in pairs]
+    return b"".join(parts)
+
+
+def rpush(key: bytes, value: bytes) -> bytes:
+    """RPUSH of one value: likewise."""
+    return b"*3\r\n$5\r\nRPUSH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(key), key, len(value), value)
+
+
+def portions(commands: Iterable[bytes]) -> Iterator[bytes]:
+    """The commands one after the other, in portions to be sent."""
     parts: list[bytes] = []
     size = 0
-    for command in commands:
-        parts.append(b"*%d\r\n" % len(command))
-        for argument in command:
-            raw = argument if type(argument) is bytes else str(argument).encode()
-            parts.append(b"$%d\r\n%b\r\n" % (len(raw), raw))
-            size += len(raw)
-            if size >= PORTION:
-                yield b"".join(parts)
-                parts.clear()
-                size = 0
+    for raw in commands:
+        parts.append(raw)
+        size += len(raw)
+        if size >= PORTION:
+            yield b"".join(parts)
+            parts.clear()
+            size = 0
     yield b"".join(parts)

@@ -9,7 +9,7 @@ last second is noticed (the fence is not what this owner wrote last) instead of 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, NamedTuple
@@ -24,10 +24,10 @@ from segue.errors import StoreUnavailable, WentBack
 from segue.metrics import FORGOTTEN_MS, decode
 from segue.store.connect import evicts, history, reachable
 from segue.store.keys import METRICS, Layout
-from segue.store.resp import Argument, packed
+from segue.store.resp import command, mset, portions, rpush
 
-_MSET = 500
-"""Keys per MSET: keeps one command's buffer at a few megabytes."""
+_MSET = 50
+"""Keys per MSET: keeps one command's buffer at a few hundred kilobytes."""
 _MGET = 100
 """Keys per MGET: what was read is decoded and let go before more is read."""
 _TRIES = 5
@@ -56,7 +56,8 @@ class Write(Struct):
     expected: bytes
     fence: bytes
     documents: dict[str, bytes]
-    stats: Counter[str]
+    stats: bytes
+    """The counters, as `encode_stats` makes them."""
     changed: list[tuple[str, int]]
     """Customer keys and revisions, for those who watch."""
     wake: dict[str, int] = field(default_factory=dict)
@@ -71,6 +72,8 @@ class ShardStore:
     def __init__(self, client: redis.Redis, layout: Layout, processor: str, kind: str) -> None:
         self._redis, self.layout, self.processor, self.kind = client, layout, processor, kind
         self._history: str | None = None
+        self._under_way: _UnderWay | None = None
+        self._refused: list[str] = []
 
     def take_over(self, shard: str, topic_id: str) -> tuple[Fence | None, bytes, Counter[str]]:
         """Raise the owner epoch: from here on no earlier owner can write.
@@ -99,8 +102,11 @@ class ShardStore:
         raise StoreUnavailable(f"the fence of shard {shard} changes all the time; is another Segue on this Redis?")
 
     def begin_anew(self) -> None:
-        """All shards are about to be taken over again: whichever Redis answers now, they go on from that."""
+        """All shards are about to be taken over again: whichever Redis answers now, they go on from that. Of a write
+        under way nobody will know whether it is done."""
         self._history = None
+        self._let_go(sound=False)
+        self._refused = []
 
     def _next(self, found: Fence | None, topic_id: str) -> bytes:
         if found is None:
@@ -111,8 +117,9 @@ class ShardStore:
         """Read documents by (shard, customer key), some at a time. `fences` are those that this owner left, by shard.
 
         Each read brings the fences along. Raises WentBack when one is not as left: the documents beside it
-        may be older than what was committed, and nothing may be derived from them.
+        may be older than what was committed, and nothing may be derived from them. Waits for a write under way.
         """
+        self._refused += self._answered()
         for at in range(0, len(wanted), _MGET):
             yield from self._load(wanted[at : at + _MGET], fences)
 
@@ -132,6 +139,7 @@ class ShardStore:
 
     def entries(self, wanted: list[tuple[str, str]], fences: Mapping[str, bytes]) -> Iterator[list[bytes]]:
         """Read timelines by (shard, name of the document), some at a time; as `load` otherwise."""
+        self._refused += self._answered()
         for at in range(0, len(wanted), _MGET):
             yield from self._entries(wanted[at : at + _MGET], fences)
 
@@ -145,79 +153,107 @@ class ShardStore:
         self._as_left(shards, told, fences)
         return found
 
-    def write(self, writes: list[Write]) -> list[str]:
-        """Write the shards whose fence is as expected. Returns the others: their owner must restore.
+    def begin(self, writes: list[Write]) -> None:
+        """Send a write of the shards whose fence is as expected, all in one MULTI; `finish` tells what becomes of it.
 
-        All shards go in one MULTI. Raises StoreUnavailable with the outcome unknown; the caller restores all
-        of them.
+        One write is under way at a time. Raises StoreUnavailable with the outcome unknown; the caller restores all of
+        the shards. A connection of the pool is used directly: a third of the time of redis-py's pipeline, which asks
+        three times where this asks twice.
         """
-        keys = [self.layout.fence(write.shard, self.processor) for write in writes]
-        with reachable(), self._connection() as connection:
-            for _ in range(_TRIES):
-                found = _told(connection, [("WATCH", *keys), ("MGET", *keys)])[1]
-                good = [w for w, fence in zip(writes, found, strict=True) if fence == w.expected]
-                commands = [command for write in good for command in self._commands(write)]
-                done = _told(connection, [("MULTI",), *commands, ("EXEC",)])[-1]
-                if done is None:  # a fence was written in between
-                    continue
-                for reply in done:
-                    if isinstance(reply, Exception):
-                        raise reply
-                kept = {write.shard for write in good}
-                return [write.shard for write in writes if write.shard not in kept]
-        return [write.shard for write in writes]
+        assert self._under_way is None
+        with reachable(), self._closing():
+            self._under_way = _UnderWay(self._redis.connection_pool.get_connection(), writes)
+            self._send(self._under_way)
+
+    def finish(self) -> list[str]:
+        """Wait for the write under way, if there is one. Returns the shards that were refused: their owner must
+        restore. Raises as `begin` does."""
+        refused, self._refused = self._refused, []
+        return refused + self._answered()
+
+    def _answered(self) -> list[str]:
+        if self._under_way is None:
+            return []
+        with reachable(), self._closing():
+            under_way, done = self._under_way, None
+            for tries in range(_TRIES):
+                if tries:  # a fence was written in between
+                    self._send(under_way)
+                done = _replies(under_way.connection, under_way.commands)[-1]
+                if done is not None:
+                    break
+            for reply in done or ():
+                if isinstance(reply, Exception):
+                    raise reply
+        self._let_go(sound=True)
+        return [write.shard for write in under_way.writes] if done is None else under_way.refused
+
+    def _send(self, under_way: _UnderWay) -> None:
+        keys = [self.layout.fence(write.shard, self.processor) for write in under_way.writes]
+        asked = _sent(under_way.connection, (command("WATCH", *keys), command("MGET", *keys)))
+        found = _replies(under_way.connection, asked)[1]
+        good = [w for w, fence in zip(under_way.writes, found, strict=True) if fence == w.expected]
+        kept = {write.shard for write in good}
+        under_way.refused = [write.shard for write in under_way.writes if write.shard not in kept]
+        under_way.commands = _sent(under_way.connection, self._transaction(good))
 
     @contextmanager
-    def _connection(self) -> Iterator[Any]:
-        """A connection of the pool, for commands sent together: a third of the time of redis-py's pipeline,
-        which asks three times where this asks twice."""
-        pool = self._redis.connection_pool
-        connection = pool.get_connection()
+    def _closing(self) -> Iterator[None]:
         try:
-            yield connection
+            yield
         except BaseException:
-            connection.disconnect()  # type: ignore[no-untyped-call] # replies may be on their way that nobody will read
+            self._let_go(sound=False)
             raise
-        finally:
-            pool.release(connection)
 
-    def _commands(self, write: Write) -> Iterator[tuple[Argument, ...]]:
+    def _let_go(self, sound: bool) -> None:
+        """Give the connection of the write under way back. If not `sound`, replies may come that nobody reads."""
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            if not sound:
+                under_way.connection.disconnect()
+            self._redis.connection_pool.release(under_way.connection)
+
+    def _transaction(self, writes: list[Write]) -> Iterator[bytes]:
+        yield command("MULTI")
+        for write in writes:
+            yield from self._commands(write)
+        yield command("EXEC")
+
+    def _commands(self, write: Write) -> Iterator[bytes]:
         layout, shard = self.layout, write.shard
-        prefix = layout.document(shard, self.kind, "")
+        prefix = layout.document(shard, self.kind, "").encode()
         documents = iter(write.documents.items())
-        while some := list(islice(documents, _MSET)):
-            yield "MSET", *(part for key, raw in some for part in (prefix + key, raw))
+        while some := [(prefix + key.encode(), raw) for key, raw in islice(documents, _MSET)]:
+            yield mset(some)
         yield from self._lines(write)
         yield from self._wakes(write)
-        counts = orjson.dumps(write.stats, option=orjson.OPT_SORT_KEYS)
-        yield (
-            "MSET",
-            *(layout.stats(shard, self.processor), counts),
-            *(layout.fence(shard, self.processor), write.fence),
-        )
+        fence = layout.fence(shard, self.processor)
+        yield command("MSET", layout.stats(shard, self.processor), write.stats, fence, write.fence)
         if write.changed:
-            yield "PUBLISH", layout.changes(shard), orjson.dumps(write.changed)
+            yield command("PUBLISH", layout.changes(shard), orjson.dumps(write.changed))
 
-    def _lines(self, write: Write) -> Iterator[tuple[Argument, ...]]:
-        prefix = self.layout.timeline(write.shard, "")
+    def _lines(self, write: Write) -> Iterator[bytes]:
+        prefix = self.layout.timeline(write.shard, "").encode()
         for name, (anew, cut, append, drop) in write.lines.items():
-            key = prefix + name
+            key = prefix + name.encode()
             if anew:
-                yield "DEL", key
+                yield command("DEL", key)
             if cut:
-                yield "LTRIM", key, 0, -cut - 1
-            if append:
-                yield "RPUSH", key, *append
+                yield command("LTRIM", key, 0, -cut - 1)
+            if len(append) == 1:
+                yield rpush(key, append[0])
+            elif append:
+                yield command("RPUSH", key, *append)
             if drop:
-                yield "LTRIM", key, drop, -1
+                yield command("LTRIM", key, drop, -1)
 
-    def _wakes(self, write: Write) -> Iterator[tuple[Argument, ...]]:
+    def _wakes(self, write: Write) -> Iterator[bytes]:
         key = self.layout.wake(write.shard, self.processor)
         ends = [customer for customer, at in write.wake.items() if not at]
         if ends:
-            yield "ZREM", key, *ends
+            yield command("ZREM", key, *ends)
         if len(ends) < len(write.wake):
-            yield "ZADD", key, *(part for customer, at in write.wake.items() if at for part in (at, customer))
+            yield command("ZADD", key, *(part for customer, at in write.wake.items() if at for part in (at, customer)))
 
     def awake(self, shards: list[str], until_ms: int, most: int) -> dict[str, list[str]]:
         """The customers whose earliest deadline is reached by `until_ms`, the earliest first, by shard."""
@@ -267,12 +303,35 @@ class ShardStore:
             raise WentBack("Redis restarted, failed over or was emptied")
 
 
-def _told(connection: Any, commands: list[tuple[Argument, ...]]) -> list[Any]:
-    """Send commands together and read every reply. Raises the first error reply: MULTI then does nothing."""
-    connection.send_packed_command(packed(commands), check_health=False)
+class _UnderWay(Struct):
+    """A write that was sent, and is not answered yet."""
+
+    connection: Any
+    writes: list[Write]
+    refused: list[str] = field(default_factory=list)
+    """The shards whose fence was not as expected."""
+    commands: int = 0
+
+
+def _sent(connection: Any, commands: Iterable[bytes]) -> int:
+    """Send commands together. Returns how many."""
+    sent = 0
+
+    def counted() -> Iterator[bytes]:
+        nonlocal sent
+        for raw in commands:
+            sent += 1
+            yield raw
+
+    connection.send_packed_command(portions(counted()), check_health=False)
+    return sent
+
+
+def _replies(connection: Any, commands: int) -> list[Any]:
+    """Read the reply of each command. Raises the first error reply: MULTI then does nothing."""
     replies: list[Any] = []
     refused: redis.ResponseError | None = None
-    for _ in commands:
+    for _ in range(commands):
         try:
             replies.append(connection.read_response())
         except redis.ResponseError as error:
@@ -284,3 +343,7 @@ def _told(connection: Any, commands: list[tuple[Argument, ...]]) -> list[Any]:
 
 def encode_fence(fence: Fence) -> bytes:
     return msgspec.json.encode(fence)
+
+
+def encode_stats(stats: Mapping[str, int]) -> bytes:
+    return orjson.dumps(stats, option=orjson.OPT_SORT_KEYS)

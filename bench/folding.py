@@ -63,7 +63,7 @@ def _turn(store: _Memory, policy: Policy, key: str, raw: bytes) -> bytes:
     batch = [(shard, processor.read(shard, [Line(raw)]))]  # type: ignore[list-item]
     processor.prepare(batch)
     outputs = processor.apply(batch)
-    store.documents |= {name: b"".join(processor.encode(document)) for name, document in shard.dirty.items()}
+    store.documents |= {name: encoder.encode(document) for name, document in shard.dirty.items()}
     return next((output.value or b"" for output in outputs if output.topic == INTERACTIONS), b"")
 
 

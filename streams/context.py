@@ -50,6 +50,7 @@ class ContextProcessor:
     group = "segue.context"
     kind = "ctx"
     timed = True
+    portion = 64
 
     def __init__(self, store: ShardStore, policy: Policy) -> None:
         self._store, self._policy = store, policy
@@ -276,11 +277,11 @@ class ContextProcessor:
         ]
 
     def encode(self, shard: str, dirty: dict[str, Context]) -> Encoded:
-        documents, changes = {}, {}
+        documents, changes = {}, []
         for name, context in dirty.items():
             documents[name] = encoder.stored(context)
             lines = lines_of(context)
-            changes[name] = lines.take(lines.fetch or self._fetch(shard, name))
+            changes.append((name, lines.take(lines.fetch or self._fetch(shard, name))))
         return Encoded(documents, changes)
 
     def recover(self, shard: Shard, found: Fence | None) -> None:

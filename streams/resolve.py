@@ -55,6 +55,7 @@ class Resolve:
     group = "segue.resolve"
     kind = "none"
     timed = False
+    portion = 100_000
     topics: Sequence[str] = (*EVENT_TOPICS, COMMANDS)
 
     def __init__(
@@ -99,7 +100,7 @@ class Resolve:
         return []
 
     def encode(self, shard: str, dirty: dict[str, Any]) -> Encoded:
-        return Encoded({}, {})  # what it keeps is the identity index
+        return Encoded()  # what it keeps is the identity index
 
     def recover(self, shard: Shard, found: Fence | None) -> None:
         """When Redis may have lost links, fill the index from the log before going on."""

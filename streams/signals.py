@@ -44,6 +44,7 @@ class Signals:
     group = "segue.signals"
     kind = "sig"
     timed = False
+    portion = 100_000
     topics: Sequence[str] = (JOURNEY_STEPS,)
 
     def __init__(self, store: ShardStore, rules: RuleBook) -> None:
@@ -149,7 +150,7 @@ class Signals:
         return []
 
     def encode(self, shard: str, dirty: dict[str, SignalState]) -> Encoded:
-        return Encoded({name: encoder.encode(state) for name, state in dirty.items()}, {})
+        return Encoded({name: encoder.encode(state) for name, state in dirty.items()})
 
     def recover(self, shard: Shard, found: Fence | None) -> None:
         """Nothing beyond the documents."""

@@ -142,8 +142,13 @@ def told_and_known(log: SqliteLog, client: redis.Redis, without: str | None = No
     def another_takes_over(held: list[Write]) -> None:
         silent_for_too_long(log)
         newer = owner(NEWER, "two")
-        before_its_first_write(newer, lambda _: ShardStore(client, LAYOUT, "signals", "sig").write(held))
+        before_its_first_write(newer, lambda _: the_late_one_writes(held))
         newer.run()
+
+    def the_late_one_writes(held: list[Write]) -> None:
+        store = ShardStore(client, LAYOUT, "signals", "sig")
+        store.begin(held)
+        store.finish()
 
     log.append(steps())
     older = owner(OLDER, "one")

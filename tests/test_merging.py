@@ -69,7 +69,7 @@ class Store(ShardStore):
     def take(self, shard: str, encoded: Encoded) -> None:
         for name, raw in encoded.documents.items():
             self.documents[shard, name] = raw
-        for name, (anew, cut, append, drop) in encoded.lines.items():
+        for name, (anew, cut, append, drop) in encoded.lines:
             before = [] if anew else self.timelines.get((shard, name), [])
             self.timelines[shard, name] = [*before[: len(before) - cut], *append][drop:]
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from typing import Any, Protocol
@@ -77,6 +77,10 @@ class Shard(Struct):
     stats: Counter[str]
     documents: dict[str, Any] = field(default_factory=dict)
     dirty: dict[str, Any] = field(default_factory=dict)
+    """Documents that changed in this turn, and are not encoded yet."""
+    encoded: Encoded = field(default_factory=Encoded)
+    changed: dict[str, int] = field(default_factory=dict)
+    """The revisions of those that are."""
     wake: dict[str, int] = field(default_factory=dict)
     """Customers whose earliest deadline changed, and when it is reached (ms; 0: there is none)."""
     received_ms: list[int] = field(default_factory=list)
@@ -118,6 +122,9 @@ class Processor(Protocol):
     kind: str
     timed: bool
     """Whether time alone brings anything about: `due`."""
+    portion: int
+    """So many records are read and applied at a time: few stay in the CPU's cache until their documents are encoded,
+    many share what `prepare` asks Redis."""
 
     def shard_of(self, tp: TP) -> str:
         """The name of a partition's state in Redis."""
@@ -166,6 +173,23 @@ def load_missing(
     for (name, key), raw in zip(wanted, store.load(wanted, fences), strict=True):
         if raw is not None:
             missing[name, key].documents[key] = decode(name, key, raw)
+
+
+def _portions(
+    records: dict[TP, list[Record]], size: int
+) -> Iterator[tuple[dict[TP, list[Record]], dict[TP, list[str]]]]:
+    """The records in portions; with each the keys that do not come again, which is what documents are named by."""
+    if sum(map(len, records.values())) <= size:
+        yield records, {}
+        return
+    for tp, found in records.items():
+        last = {record.key(): n for n, record in enumerate(found)}
+        complete: list[list[str]] = [[] for _ in range(0, len(found), size)]
+        for key, n in last.items():
+            if key is not None:
+                complete[n // size].append(key.decode(errors="replace"))
+        for at, names in enumerate(complete):
+            yield {tp: found[at * size : (at + 1) * size]}, {tp: names}
 
 
 class Engine:
@@ -395,9 +419,8 @@ class Engine:
         )
         for write, shard in zip(writes, shards.values(), strict=True):
             shard.fence, shard.next_offset = write.fence, offsets[shard.tp]
+            shard.encoded, shard.changed, shard.wake = Encoded(), {}, {}
             shard.received_ms, shard.refused = [], []
-            shard.dirty.clear()
-            shard.wake.clear()
 
     def _settle(self, member: Member) -> None:
         """Wait until the write of the last turn is answered, and only then count that turn as done."""
@@ -452,9 +475,13 @@ class Engine:
         """All that the processor does, up to the bytes to write: only this can fail by a record's fault."""
         processor = self.processor
         try:
-            batch = [(shards[tp], processor.read(shards[tp], found)) for tp, found in records.items()]
-            processor.prepare(batch)
-            outputs = processor.apply(batch)
+            outputs: list[Output] = []
+            for portion, complete in _portions(records, processor.portion):
+                batch = [(shards[tp], processor.read(shards[tp], found)) for tp, found in portion.items()]
+                processor.prepare(batch)
+                outputs += processor.apply(batch)
+                for tp, names in complete.items():
+                    self._encode(shards[tp], names)
             return outputs, [self._write(shard, offsets[tp]) for tp, shard in shards.items()]
         except (SegueError, MemoryError):
             raise
@@ -483,17 +510,26 @@ class Engine:
             self._pending = {}
             self._committed_at = time.monotonic()
 
+    def _encode(self, shard: Shard, names: Iterable[str]) -> None:
+        """Encode those of the documents that have changed."""
+        dirty = {name: shard.dirty.pop(name) for name in names if name in shard.dirty}
+        encoded = self.processor.encode(shard.name, dirty)
+        shard.encoded.documents.update(encoded.documents)
+        shard.encoded.lines += encoded.lines
+        for name, document in dirty.items():
+            shard.changed[name] = document.revision
+
     def _write(self, shard: Shard, next_offset: int) -> Write:
-        documents, lines = self.processor.encode(shard.name, shard.dirty)
+        self._encode(shard, list(shard.dirty))
         return Write(
             shard=shard.name,
             expected=shard.fence,
             fence=encode_fence(Fence(shard.topic_id, shard.epoch, next_offset, shard.stream_time_ms)),
-            documents=documents,
+            documents=shard.encoded.documents,
             stats=encode_stats(shard.stats),
-            changed=[(key, document.revision) for key, document in shard.dirty.items()],
-            wake=dict(shard.wake),
-            lines=lines,
+            changed=shard.changed,
+            wake=shard.wake,
+            lines=shard.encoded.lines,
         )
 
     def _trim(self, writes: list[Write]) -> None:

@@ -38,7 +38,7 @@ def write(
 ) -> Write:
     """A batch's write: documents, counters and the fence behind them."""
     fence = encode_fence(Fence(TOPIC, epoch, next_offset))
-    changed = [(key, 1) for key in documents]
+    changed = dict.fromkeys(documents, 1)
     return Write(shard, expected, fence, documents, encode_stats(stats or Counter(events=next_offset)), changed)
 
 
@@ -334,7 +334,7 @@ def test_a_reader_is_not_shown_less_than_before_until_an_owner_answers_for_it(
 
 def timed(shard: str, expected: bytes, next_offset: int, **lines: Change) -> Write:
     made = write(shard, expected, 1, next_offset)
-    made.lines = lines
+    made.lines = list(lines.items())
     return made
 
 
@@ -386,7 +386,7 @@ def test_a_reader_never_sees_a_document_without_its_latest_entry(store: ShardSto
             turns[0] += 1
             document = b'{"customer_key":"%b","revision":%d}' % (key.encode(), turns[0])
             made = write(shard, fence, 1, turns[0], **{key: document})
-            made.lines = {key: Change(turns[0] == 1, 0, [b'{"id":"%d"}' % turns[0]], int(turns[0] > 5))}
+            made.lines = [(key, Change(turns[0] == 1, 0, [b'{"id":"%d"}' % turns[0]], int(turns[0] > 5)))]
             assert written(store, [made]) == []
             fence = made.fence
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import orjson
@@ -42,11 +42,11 @@ class Fence(Struct, frozen=True):
     stream_time_ms: int = 0
 
 
-class Encoded(NamedTuple):
-    """Documents by name, and what has changed of the timelines beside them, by the same names."""
+class Encoded(Struct):
+    """Documents by name, and what has changed of the timelines beside them, in order."""
 
-    documents: dict[str, bytes]
-    lines: dict[str, Change]
+    documents: dict[str, bytes] = field(default_factory=dict)
+    lines: list[tuple[str, Change]] = field(default_factory=list)
 
 
 class Write(Struct):
@@ -58,12 +58,12 @@ class Write(Struct):
     documents: dict[str, bytes]
     stats: bytes
     """The counters, as `encode_stats` makes them."""
-    changed: list[tuple[str, int]]
-    """Customer keys and revisions, for those who watch."""
+    changed: dict[str, int]
+    """Revisions by customer key, for those who watch."""
     wake: dict[str, int] = field(default_factory=dict)
     """Customers whose earliest deadline changed: when it is reached (ms), 0 when there is none any more."""
-    lines: dict[str, Change] = field(default_factory=dict)
-    """Timelines that changed, by the names of their documents."""
+    lines: list[tuple[str, Change]] = field(default_factory=list)
+    """Changes of timelines, with the names of their documents, in order."""
 
 
 class ShardStore:
@@ -230,11 +230,11 @@ class ShardStore:
         fence = layout.fence(shard, self.processor)
         yield command("MSET", layout.stats(shard, self.processor), write.stats, fence, write.fence)
         if write.changed:
-            yield command("PUBLISH", layout.changes(shard), orjson.dumps(write.changed))
+            yield command("PUBLISH", layout.changes(shard), orjson.dumps(list(write.changed.items())))
 
     def _lines(self, write: Write) -> Iterator[bytes]:
         prefix = self.layout.timeline(write.shard, "").encode()
-        for name, (anew, cut, append, drop) in write.lines.items():
+        for name, (anew, cut, append, drop) in write.lines:
             key = prefix + name.encode()
             if anew:
                 yield command("DEL", key)

@@ -47,11 +47,11 @@ class Faulty(ShardStore):
         super().__init__(client, LAYOUT, "context", "ctx")
         self._fault, self._at, self.writes = fault, at, 0
 
-    def write(self, writes: list[Write]) -> list[str]:
+    def begin(self, writes: list[Write]) -> None:
         self.writes += 1
         if self._fault is not None and self.writes == self._at:
             self._fault()
-        return super().write(writes)
+        super().begin(writes)
 
 
 @pytest.fixture
@@ -143,9 +143,10 @@ def test_a_write_with_unknown_outcome_is_settled_by_the_fence(log: SqliteLog, re
     class Cut(Faulty):
         """The connection breaks after the server has executed the write."""
 
-        def write(self, writes: list[Write]) -> list[str]:
-            surprised = super().write(writes)
+        def finish(self) -> list[str]:
+            surprised = super().finish()
             if self.writes == 2:
+                self.writes += 1
                 raise StoreUnavailable("the reply never came")
             return surprised
 
@@ -153,6 +154,87 @@ def test_a_write_with_unknown_outcome_is_settled_by_the_fence(log: SqliteLog, re
     engine = run(log, Cut(redis_client))
     assert engine.meter.counts["outages"] == 1
     assert_exactly_once(log, redis_client, 400)
+
+
+def test_a_backlog_is_worked_on_while_redis_writes_and_nothing_is_committed_before_it_has_answered(
+    log: SqliteLog, redis_client: redis.Redis
+) -> None:
+    done: list[str] = []
+
+    class Told(Faulty):
+        def begin(self, writes: list[Write]) -> None:
+            done.append("begin")
+            super().begin(writes)
+
+        def finish(self) -> list[str]:
+            done.append("finish")
+            return super().finish()
+
+    class Applying(ContextProcessor):
+        def apply(self, batch: Any) -> list[Output]:
+            done.append("apply")
+            return super().apply(batch)
+
+    class Committing(SqliteLog):
+        def join(self, *given: Any) -> Any:
+            member = super().join(*given)
+            inner = member.commit
+
+            def commit(outputs: Any, offsets: Any) -> None:
+                if outputs:
+                    done.append("commit")
+                inner(outputs, offsets)
+
+            member.commit = commit  # type: ignore[method-assign]
+            return member
+
+    log.append(interactions(400))
+    store, idle = Told(redis_client), Counter[int]()
+
+    def stop() -> bool:
+        idle[len(done)] += 1
+        return idle[len(done)] > 12
+
+    engine = Engine(Applying(store, Policy()), Committing(log._path), store, "one", stop, 40)
+    engine.run()
+    turns = "".join({"apply": "a", "commit": "c", "begin": "b", "finish": "f"}[each] for each in done)
+    assert "cbafcb" in turns, turns  # applied while the write before was under way
+    assert set(turns.replace("a", "").split("cbf")) == {""}, turns  # each answered before the next commit
+    assert_exactly_once(log, redis_client, 400)
+
+
+@pytest.mark.parametrize("at", [1, 2, 5])
+def test_a_write_that_is_refused_while_the_next_turn_is_applied_is_done_again(
+    log: SqliteLog, redis_client: redis.Redis, at: int
+) -> None:
+    class Refused(Faulty):
+        """The server lost the fence before it executed the write."""
+
+        def begin(self, writes: list[Write]) -> None:
+            self.writes += 1
+            if self.writes == at:
+                redis_client.delete(*(LAYOUT.fence(write.shard, "context") for write in writes))
+            ShardStore.begin(self, writes)
+
+    log.append(interactions(400))
+    engine = run(log, Refused(redis_client))
+    assert engine.meter.counts["fence_surprises"]
+    assert_exactly_once(log, redis_client, 400)
+
+
+def test_in_portions_the_end_is_the_same_as_at_once(
+    log: SqliteLog, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.append([*interactions(400), *out_of_order(200, 5, first=400), *merging(600)])
+    for _ in range(5):  # until the owners have nothing to tell each other any more
+        run(log, Faulty(redis_client))
+    found = [documents(redis_client)]
+    for portion in (1, 7, 100_000):
+        monkeypatch.setattr(ContextProcessor, "portion", portion)
+        redis_client.flushdb()
+        run(log, Faulty(redis_client), batch=1000, instance=str(portion))
+        found.append(documents(redis_client))
+    assert found[1:] == found[:1] * 3
 
 
 def test_an_emptied_redis_is_rebuilt_byte_for_byte(log: SqliteLog, redis_client: redis.Redis) -> None:
@@ -234,18 +316,19 @@ def test_an_owner_that_was_replaced_writes_nothing(log: SqliteLog, redis_client:
     left_by_the_other: dict[str, bytes] = {}
 
     class Paused(Faulty):
-        def write(self, writes: list[Write]) -> list[str]:
+        def begin(self, writes: list[Write]) -> None:
             if self.writes != 1:
-                return super().write(writes)
+                super().begin(writes)
+                return
             with log._file.transaction():  # what the group does with a member that is silent for too long
                 log._file.db.execute("DELETE FROM leases")
                 log._file.db.execute("DELETE FROM members")
             run(log, Faulty(redis_client), instance="two")
             left_by_the_other.update(documents(redis_client))
-            refused = super().write(writes)
-            assert refused == [write.shard for write in writes]
+            super().begin(writes)
+            self._refused += self._answered()
+            assert self._refused == [write.shard for write in writes]
             assert documents(redis_client) == left_by_the_other
-            return refused
 
     log.append(interactions(400))
     run(log, Paused(redis_client))
@@ -372,9 +455,9 @@ def test_what_is_no_interaction_becomes_a_dead_letter_and_the_next_record_is_pro
     assert dict(dead[0].headers() or ())["segue.err.code"] == b"not_an_interaction"
 
 
-def merging() -> list[Output]:
+def merging(first: int = 0) -> list[Output]:
     """Two pairs of customers merge between their events; one of the merges is undone."""
-    records = interactions(80, customers=4)
+    records = interactions(80, customers=4, first=first)
     for at, step, survivor, absorbed in (
         (30, "merge", 0, 1), (40, "merge", 2, 3), (70, "unmerge", 0, 1),
     ):  # fmt: skip

@@ -20,6 +20,7 @@ from segue.store.connect import check, check_partitions, connect, held, layout, 
 from segue.store.identity import MAX_SHARERS, Batch, IdentityIndex, bucket
 from segue.store.keys import HOLD, LAYOUT, MARK, Layout
 from segue.store.reader import Reader
+from segue.store.resp import command, mset, portions, rpush
 from segue.store.shards import Fence, ShardStore, Write, encode_fence, encode_stats
 from tests.support.proxy import Proxy, address_of
 from tests.support.stack import eventually
@@ -166,6 +167,33 @@ def test_an_owner_that_comes_between_reading_the_fence_and_writing_wins(
             assert found.next_offset != turn
         else:
             assert found == msgspec.json.decode(mine.fence, type=Fence)
+
+
+def test_what_is_read_while_a_write_is_under_way_is_not_older_than_the_write(store: ShardStore) -> None:
+    _, fence, _ = store.take_over("0", TOPIC)
+    many = {f"customer-{n}": b"{}" * 5000 for n in range(500)}
+    mine = write("0", fence, 1, 1, **many)
+    store.begin([mine])
+    assert list(store.load([("0", "customer-499")], {"0": mine.fence})) == [b"{}" * 5000]
+    assert store.finish() == []
+    assert store.finish() == []
+
+
+def test_a_write_under_way_that_is_refused_is_told_also_after_something_was_read(store: ShardStore) -> None:
+    _, older, _ = store.take_over("0", TOPIC)
+    _, newer, _ = store.take_over("0", TOPIC)
+    mine = write("0", older, 1, 1, anna=b"late")
+    store.begin([mine])
+    assert list(store.load([("0", "anna")], {"0": newer})) == [None]
+    assert store.finish() == ["0"]
+
+
+@pytest.mark.parametrize("values", [[b"1"], [b"", b"\r\n", b"\x00"], [b"x" * 300_000, b"2"]])
+def test_commands_made_in_short_are_those_made_at_length(values: list[bytes]) -> None:
+    pairs = [(b"key-%d" % n, value) for n, value in enumerate(values)]
+    assert mset(pairs) == command("MSET", *(part for pair in pairs for part in pair))
+    assert [rpush(*pair) for pair in pairs] == [command("RPUSH", key, value) for key, value in pairs]
+    assert b"".join(portions(rpush(*pair) for pair in pairs)) == b"".join(rpush(*pair) for pair in pairs)
 
 
 def test_processors_have_fences_of_their_own(store: ShardStore, redis_client: redis.Redis) -> None:

@@ -187,7 +187,8 @@ class ContextProcessor:
             shard.stats["duplicates"] += 1
             return
         shard.dirty[key] = context
-        shard.stream_time_ms = max(shard.stream_time_ms, entry.event_time_ms)
+        if entry.event_time_ms > shard.stream_time_ms:
+            shard.stream_time_ms = entry.event_time_ms
         shard.received_ms.append(entry.received_at_ms)
         kind = entry.channel, entry.type, entry.touchpoint
         tally[kind] = tally.get(kind, 0) + 1

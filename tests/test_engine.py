@@ -16,6 +16,7 @@ import msgspec
 import orjson
 import pytest
 import redis
+from msgspec import structs
 
 from segue.core.context import Policy
 from segue.core.event import Identifier
@@ -304,7 +305,7 @@ def test_the_cache_holds_fewer_documents_when_they_are_large(
         for output in interactions(200, customers=200, first=first):
             found = msgspec.json.decode(output.value or b"", type=Interaction)
             found.entry.touchpoint = "n" * size  # the current place is part of the document
-            log.append([output._replace(value=msgspec.json.encode(found))])
+            log.append([structs.replace(output, value=msgspec.json.encode(found))])
     store = Counting(redis_client, LAYOUT, "context", "ctx")
     run(log, store, cache_mb=1)
     assert (store.found == 0) == fits
@@ -375,7 +376,7 @@ def out_of_order(count: int, behind: int, first: int) -> list[Output]:
     for output in interactions(count, first=first):
         found = msgspec.json.decode(output.value or b"", type=Interaction)
         found.entry.event_time_ms -= behind * 20_000 + 500  # there are 20 customers, and a second between two events
-        sent.append(output._replace(value=msgspec.json.encode(found)))
+        sent.append(structs.replace(output, value=msgspec.json.encode(found)))
     return sent
 
 

@@ -9,6 +9,7 @@ import msgspec
 import orjson
 import pytest
 import redis
+from msgspec import structs
 from structlog.testing import capture_logs
 
 from segue import runtime
@@ -161,7 +162,7 @@ def bad(count: int, first: int = 0) -> list[Output]:
 
 
 def sound(count: int, first: int = 0) -> list[Output]:
-    return [output._replace(partition=0) for output in interactions(count, 1, first)]
+    return [structs.replace(output, partition=0) for output in interactions(count, 1, first)]
 
 
 def snapshot(client: redis.Redis) -> Snapshot:
@@ -236,7 +237,7 @@ def test_a_restart_tries_again_and_goes_on_where_it_stopped(log: SqliteLog, redi
 
 
 def test_what_an_operator_sent_again_does_not_count(log: SqliteLog, redis_client: redis.Redis) -> None:
-    log.append([output._replace(headers=[(REPLAY_ATTEMPT, b"1")]) for output in bad(20)])
+    log.append([structs.replace(output, headers=[(REPLAY_ATTEMPT, b"1")]) for output in bad(20)])
     run_limited(log, redis_client, Limit(run=5))
     assert len(letters(log)) == 20
 

@@ -69,9 +69,9 @@ class Store(ShardStore):
     def take(self, shard: str, encoded: Encoded) -> None:
         for name, raw in encoded.documents.items():
             self.documents[shard, name] = raw
-        for name, (anew, cut, append, drop) in encoded.lines:
-            before = [] if anew else self.timelines.get((shard, name), [])
-            self.timelines[shard, name] = [*before[: len(before) - cut], *append][drop:]
+        for name, change in encoded.lines:
+            before = [] if change.anew else self.timelines.get((shard, name), [])
+            self.timelines[shard, name] = [*before[: len(before) - change.cut], *change.append][change.drop :]
 
     def document(self, shard: str, name: str) -> Context:
         return decoder.stored(self.documents[shard, name], lambda: self.timelines[shard, name])

@@ -88,7 +88,8 @@ def apply(context: Context, interaction: Interaction, policy: Policy) -> Applied
     context.channels[channel] = context.channels.get(channel, 0) + 1
     if newest:
         context.stream_time_ms = at
-    context.received_at_ms = max(context.received_at_ms, received)
+    if received > context.received_at_ms:
+        context.received_at_ms = received
     return Applied(tuple(facts), Raw(line), previous, late, context.revision, due)
 
 

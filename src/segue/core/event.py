@@ -37,12 +37,19 @@ Aware = Annotated[datetime, Meta(tz=True)]
 Count = Annotated[int, Meta(ge=0, le=1_000_000)]
 
 
-class Identifier(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
+class Named(Struct, frozen=True, omit_defaults=True, gc=False):
+    """An identifier in a record that *resolve* wrote: its form was checked at the door, which costs."""
+
+    type: str
+    value: str
+    level: Level = "claimed"
+
+
+class Identifier(Named, frozen=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
     """One way to name the customer. `level`: verified by the channel, claimed by the customer, or inferred."""
 
     type: Name
     value: Short
-    level: Level = "claimed"
 
 
 class Actor(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):

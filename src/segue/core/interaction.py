@@ -12,7 +12,7 @@ from msgspec import Raw, Struct
 
 from segue.core import skew
 from segue.core.channels import ActorKind
-from segue.core.event import NO_PROPERTIES, Event, Identifier, ItemStatus, Level, Metric
+from segue.core.event import NO_PROPERTIES, Event, ItemStatus, Level, Metric, Named
 
 
 class ItemChange(Struct, frozen=True, omit_defaults=True, gc=False):
@@ -87,7 +87,7 @@ class Interaction(Struct, omit_defaults=True, gc=False):
 
     customer_key: str
     entry: Entry
-    identifiers: tuple[Identifier, ...]
+    identifiers: tuple[Named, ...]
     contested: tuple[str, ...] = ()
     via: str | None = None
 

@@ -9,10 +9,10 @@ Only who looks further back than memory reaches (events out of order, merges) ha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, MutableSequence
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import msgspec
-from msgspec import Raw
+from msgspec import Raw, Struct
 
 BETWEEN = b",\n"
 """What separates entries in a document that has them inside. JSON has no newline inside strings, and entries are
@@ -26,7 +26,7 @@ Fetch = Callable[[], list[bytes]]
 """Reads the stored entries, all of them."""
 
 
-class Change(NamedTuple):
+class Change(Struct, frozen=True, gc=False):
     """What becomes of the stored list, in this order."""
 
     anew: bool

@@ -160,7 +160,8 @@ def _joined(
 
 
 def _extend(context: Context, session: Session, channel: str, at: int, policy: Policy) -> None:
-    session.last_event_at_ms = max(session.last_event_at_ms, at)
+    if at > session.last_event_at_ms:
+        session.last_event_at_ms = at
     _reach(context, session, at + policy.channel_gaps_ms.get(channel, policy.session_gap_ms), policy)
 
 

@@ -62,13 +62,15 @@ _SILENCE_S, _REACH_S, _GIVE_UP_S = 2.0, 1.0, 4.0
 
 def produce(producer: Producer, output: Output, delivered: Callable[..., None] | None = None) -> None:
     """Hand a record to a producer; waits while its queue is full."""
-    topic, key, value, partition, headers = output
+    headers = output.headers
     while True:
         try:
             if headers is None and delivered is None:
-                producer.produce(topic, value, key, partition)
+                producer.produce(output.topic, output.value, output.key, output.partition)
             else:
-                producer.produce(topic, value, key, partition, on_delivery=delivered, headers=headers)
+                producer.produce(
+                    output.topic, output.value, output.key, output.partition, on_delivery=delivered, headers=headers
+                )
             return
         except BufferError:  # the queue is full: let deliveries out
             producer.poll(0.05)

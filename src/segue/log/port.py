@@ -16,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
+from msgspec import Struct
+
 from segue.topics import Topic
 
 TP = tuple[str, int]
@@ -38,7 +40,7 @@ class Record(Protocol):
         ...
 
 
-class Output(NamedTuple):
+class Output(Struct, frozen=True, gc=False):
     """A record to write. `partition` -1 means: by the key."""
 
     topic: str

@@ -104,16 +104,16 @@ class _File:
         now = time.time_ns() // 1_000_000
         heads: dict[tuple[int, int], int] = {}
         rows = []
-        for topic, key, value, partition, headers in outputs:
-            at, partitions = self.topic(topic)
+        for output in outputs:
+            (at, partitions), key, partition = self.topic(output.topic), output.key, output.partition
             if partition < 0:
-                partition = partition_of(key, partitions) if key is not None else 0  # noqa: PLW2901
+                partition = partition_of(key, partitions) if key is not None else 0
             place = (at, partition)
             offset = heads.get(place)
             if offset is None:
                 offset = self._head(place)
             heads[place] = offset + 1
-            rows.append((at, partition, offset, now, key, value, _packed(headers)))
+            rows.append((at, partition, offset, now, key, output.value, _packed(output.headers)))
         self.db.executemany("INSERT INTO records VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
         self.db.executemany(
             "INSERT INTO heads VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET next_offset = excluded.next_offset",

@@ -234,18 +234,18 @@ class ShardStore:
 
     def _lines(self, write: Write) -> Iterator[bytes]:
         prefix = self.layout.timeline(write.shard, "").encode()
-        for name, (anew, cut, append, drop) in write.lines:
-            key = prefix + name.encode()
-            if anew:
+        for name, change in write.lines:
+            key, append = prefix + name.encode(), change.append
+            if change.anew:
                 yield command("DEL", key)
-            if cut:
-                yield command("LTRIM", key, 0, -cut - 1)
+            if change.cut:
+                yield command("LTRIM", key, 0, -change.cut - 1)
             if len(append) == 1:
                 yield rpush(key, append[0])
             elif append:
                 yield command("RPUSH", key, *append)
-            if drop:
-                yield command("LTRIM", key, drop, -1)
+            if change.drop:
+                yield command("LTRIM", key, change.drop, -1)
 
     def _wakes(self, write: Write) -> Iterator[bytes]:
         key = self.layout.wake(write.shard, self.processor)

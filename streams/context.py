@@ -67,7 +67,10 @@ class ContextProcessor:
         return str(tp[1])
 
     def read(self, shard: Shard, records: list[Record]) -> list[Read]:
-        return [self._decoded(shard, record) for record in records]
+        try:
+            return [_decode(record.value() or b"") for record in records]
+        except msgspec.DecodeError:  # there is something else among them
+            return [self._decoded(shard, record) for record in records]
 
     def _decoded(self, shard: Shard, record: Record) -> Read:
         raw = record.value() or b""
@@ -81,12 +84,12 @@ class ContextProcessor:
             return shard.refuse(record, why, self.name)
 
     def prepare(self, batch: list[tuple[Shard, list[Read]]]) -> None:
-        needed = (
+        needed = [
             (shard, found.customer_key)
             for shard, decoded in batch
             for found in decoded
-            if not isinstance(found, Output)
-        )
+            if not isinstance(found, Output) and found.customer_key not in shard.documents
+        ]
         load_missing(self._store, needed, self._loaded)
         if self._kin:
             load_missing(self._store, self._parts(batch), self._loaded)
@@ -181,8 +184,9 @@ class ContextProcessor:
             if onwards is not None:
                 outputs.append(Output(self._interactions, onwards.customer_key.encode(), _encode(onwards)))
                 return
-        before = timers.wake_at(context, self._policy)
-        outcome = apply(context, interaction, self._policy)
+        policy = self._policy
+        due, behind = context.due_ms, context.received_at_ms - context.stream_time_ms
+        outcome = apply(context, interaction, policy)
         if not isinstance(outcome, Applied):
             shard.stats["duplicates"] += 1
             return
@@ -197,9 +201,10 @@ class ContextProcessor:
         for fired in outcome.due:
             self._step(shard, key, fired, outputs)
         self._step(shard, key, outcome, outputs, interaction.via)
-        wake = timers.wake_at(context, self._policy)
-        if wake != before:
-            shard.wake[key] = wake
+        if context.due_ms != due or context.received_at_ms - context.stream_time_ms != behind:
+            wake = timers.wake_at(context, policy)
+            if wake != timers.wake_of(due, behind, policy):
+                shard.wake[key] = wake
         if context.kin is not None:
             self._apply_to_part(shard, context, interaction)
 
@@ -248,20 +253,16 @@ class ContextProcessor:
             context = moved.changed[key]
             entry = _entry(context, transfer, moved.facts[0])
             step = Step(key, context.revision, entry, tuple(moved.facts), customers=moved.customers)
-            yield self._stepped(shard, key, step)
+            yield Output(JOURNEY_STEPS, key.encode(), _encode(step))
 
     def _step(
         self, shard: Shard, key: str, change: Applied | Fired, outputs: list[Output], via: str | None = None
     ) -> None:
         if change.facts:
             count_facts(shard.stats, change.facts)
-        outputs.append(
-            self._stepped(shard, key, Step(key, change.revision, change.raw, change.facts, change.previous, via))
-        )
-
-    def _stepped(self, shard: Shard, key: str, step: Step) -> Output:
+        step = Step(key, change.revision, change.raw, change.facts, change.previous, via)
         partition = shard.tp[1] if self._steps_alike else -1  # the customer's either way, at no cost
-        return Output(JOURNEY_STEPS, key.encode(), _encode(step), partition)
+        outputs.append(Output(JOURNEY_STEPS, key.encode(), _encode(step), partition))
 
     def due(self, shards: list[Shard], now_ms: int) -> list[Output]:
         """Timer records for the customers whose earliest deadline the clock has reached.

@@ -58,8 +58,8 @@ class Buggy(ContextProcessor):
             raise KeyError(SECRET)
         return super().read(shard, records)  # type: ignore[return-value]
 
-    def _one(self, shard, interaction, outputs):  # type: ignore[no-untyped-def]
-        super()._one(shard, interaction, outputs)
+    def _one(self, shard, interaction, *rest):  # type: ignore[no-untyped-def]
+        super()._one(shard, interaction, *rest)
         if interaction.entry.id in self.bad:
             raise ZeroDivisionError(SECRET)
 
@@ -91,7 +91,8 @@ def test_the_record_that_fails_alone_is_put_away_and_all_others_are_applied_once
     log: SqliteLog, redis_client: redis.Redis, reading: bool
 ) -> None:
     sent = interactions(400)
-    extra = [output for output in interactions(460, first=400)[:60] if b'"e423"' in output[2] or b'"e450"' in output[2]]
+    late = (b'"e423"', b'"e450"')
+    extra = [output for output in interactions(460, first=400)[:60] if any(e in (output.value or b"") for e in late)]
     log.append([*sent[:130], extra[0], *sent[130:300], extra[1], *sent[300:]])
     store = Faulty(redis_client)
     with capture_logs() as logs:
@@ -116,10 +117,10 @@ def test_what_was_put_away_is_put_away_once_over_a_crash_between_commit_and_writ
     log: SqliteLog, redis_client: redis.Redis
 ) -> None:
     class Dying(Faulty):
-        def write(self, writes: list[Write]) -> list[str]:
+        def begin(self, writes: list[Write]) -> None:
             if letters(log):
                 raise Crash
-            return super().write(writes)
+            super().begin(writes)
 
     sent = interactions(200)
     log.append([*sent[:50], *interactions(1, first=450), *sent[50:]])

@@ -276,11 +276,14 @@ class Engine:
         if self._waiting:
             self._restore(self._member)
         self._ended.difference_update(polled.records, polled.behind)
+        at_end = {tp: self._shards[tp] for tp in polled.ended if tp in self._shards}
         records = polled.records if self._merge is None else self._in_order(self._member, self._merge, polled)
         if records:
             self._turned_at = time.monotonic()
             self._turns(self._member, records)
-        self._ended.update(tp for tp in polled.ended if tp in self._shards)
+        for tp, shard in at_end.items():  # what came with their ends has been applied now, or will be read again
+            if self._shards.get(tp) is shard and tp not in self._quarantine.stops:
+                self._ended.add(tp)
         more = sum(map(len, polled.records.values())) > self._batch // 2
         if not more or self._stop():
             self._settle(self._member)

@@ -99,7 +99,7 @@ def _identify(context: Context, interaction: Interaction, keep: int) -> None:
         value, kind = given.value, given.type
         for have in known:
             if have.value == value and have.type == kind:
-                if given.level == "verified" and have.level != "verified":
+                if given.level != have.level and given.level == "verified":
                     better = KnownIdentifier(kind, value, given.level, have.since_ms)
                     known[known.index(have)] = better
                 break

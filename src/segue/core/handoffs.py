@@ -21,7 +21,7 @@ KINDS = {"handoff.channel": "channel", "handoff.actor": "actor", "handoff.group"
 
 def moved(context: Context, entry: Entry, session: Session | None) -> list[Fact]:
     """Move the customer to where this interaction took place. Returns the handoffs that this means."""
-    acting, here = entry.acting, context.current
+    acting, here = entry.acting(), context.current
     if acting == "system" or entry.channel in NO_PLACES or (acting == "agent" and session is None):
         return []
     serving = None if acting == "customer" else acting

@@ -158,7 +158,8 @@ def _totals(item: Item, ref: str, seen: ItemChange, facts: list[Fact]) -> None:
 def _attempt(item: Item, ref: str, entry: Entry, contact: str, facts: list[Fact]) -> None:
     """Count a contact of the customer's about an unresolved item. Whoever opens it, the customer came first."""
     kinds = {fact.fact for fact in facts}
-    by_customer = entry.acting == "customer" or (entry.acting == "agent" and "item.opened" in kinds)
+    acting = entry.acting()
+    by_customer = acting == "customer" or (acting == "agent" and "item.opened" in kinds)
     if not by_customer or item.status not in UNRESOLVED or contact == item.last_contact:
         return
     item.last_contact = contact

@@ -87,7 +87,7 @@ class Lines(MutableSequence[Raw]):
         return change
 
     def append(self, value: Raw | bytes) -> None:
-        self._tail.append(_compact(value))
+        self._tail.append(value if type(value) is bytes and _NEWLINE not in value else _compact(value))
 
     def __len__(self) -> int:
         return self._behind + len(self._tail)

@@ -64,7 +64,7 @@ def _late(context: Context, entry: Entry, policy: Policy) -> bool:
 def place(context: Context, entry: Entry, policy: Policy) -> tuple[Session | None, list[Fact], bool]:
     """Put an interaction into its session. Returns the session (None: it belongs to no visit), facts, and whether
     it came too late to move a boundary."""
-    sessions, at, acting = context.sessions, entry.event_time_ms, entry.acting
+    sessions, at, acting = context.sessions, entry.event_time_ms, entry.acting()
     about_call = entry.type in _ABOUT_CALLS
     moves = acting != "system" or about_call  # a telephone system reports what people do
     last = sessions[-1] if sessions else None
@@ -150,7 +150,7 @@ def _joined(
     """Count an event in its session, and move that one's boundaries. Returns the session that this one is then."""
     at = entry.event_time_ms
     _counted(session, entry.channel)
-    if entry.source_session_id is not None and entry.acting in OPENERS:
+    if entry.source_session_id is not None and entry.acting() in OPENERS:
         _named(session, entry.source or "", SourceSession(entry.source_session_id, at))
     if moves:
         _extend(context, session, entry.channel, at, policy)

@@ -182,11 +182,14 @@ def wake_at(context: Context, policy: Policy) -> int:
 
     To the minute when we are told of the past: with every event of a backlog it would move otherwise.
     """
-    due = context.due_ms
-    if not due:
-        return 0
-    behind = context.received_at_ms - context.stream_time_ms
-    return due if behind <= policy.grace_ms else ((due + behind) // COARSE_MS + 1) * COARSE_MS
+    return wake_of(context.due_ms, context.received_at_ms - context.stream_time_ms, policy)
+
+
+def wake_of(due_ms: int, behind_ms: int, policy: Policy) -> int:
+    """The same of an earliest deadline, and of how far the newest event lay behind when it was received."""
+    if not due_ms or behind_ms <= policy.grace_ms:
+        return due_ms
+    return ((due_ms + behind_ms) // COARSE_MS + 1) * COARSE_MS
 
 
 def fire(context: Context, until_ms: int, received_at_ms: int, policy: Policy) -> Iterator[Fired]:

@@ -18,7 +18,7 @@ from segue.core.context import Context, Policy, encoder
 from segue.core.event import Event, Rejected, decode
 from segue.core.interaction import Interaction, entry_of
 from segue.core.lineage import Merge, Transfer
-from segue.engine import Shard
+from segue.processor import Shard
 from segue.store.keys import Layout
 from segue.store.shards import ShardStore
 from segue.topics import INTERACTIONS

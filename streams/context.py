@@ -23,8 +23,8 @@ from segue.core.interaction import Actor, Entry, Fact, Interaction, Step
 from segue.core.lineage import Transfer
 from segue.core.lines import Fetch, Lines
 from segue.core.timers import Fired, TimerDue
-from segue.engine import Shard, load_missing
 from segue.log.port import TP, Output, Record
+from segue.processor import Shard, load_missing
 from segue.store.shards import Encoded, Fence, ShardStore
 from segue.topics import INTERACTIONS, JOURNEY_STEPS
 

@@ -19,10 +19,10 @@ from segue.core.event import MAX_PROPERTIES_BYTES, NO_PROPERTIES, Identifier, Re
 from segue.core.interaction import Interaction
 from segue.core.interaction import entry_of as timeline_entry
 from segue.core.lineage import Command, Merge, Transfer
-from segue.engine import Shard
 from segue.identity_records import IdentityRecord, committed
 from segue.log.port import TP, Log, Output, Record
 from segue.normalise import normalise
+from segue.processor import Shard
 from segue.resolution import Arrival, Order, Resolution
 from segue.routing import unusable
 from segue.store.identity import IdentityIndex

@@ -15,8 +15,8 @@ from segue.core.event import Rejected
 from segue.core.interaction import Fact, Step, StepView
 from segue.core.rules import Rule, RuleBook, SignalState, decoder, encoder
 from segue.deadletters import replayed_for
-from segue.engine import Shard, load_missing
 from segue.log.port import TP, Output, Record
+from segue.processor import Shard, load_missing
 from segue.store.shards import Encoded, Fence, ShardStore
 from segue.topics import JOURNEY_STEPS, SIGNALS
 

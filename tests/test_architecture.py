@@ -17,7 +17,7 @@ LAYERS = [
     {"segue.topics", "segue.metrics", "segue.rejections", "segue.mending", "segue.embedded", "segue.rules"},
     {"segue.settings", "segue.normalise", "segue.log", "segue.store", "segue.deadletters"},
     {"segue.routing", "segue.merge", "segue.quarantine", "segue.orders",
-     "segue.resolution", "segue.identity_records"},
+     "segue.resolution", "segue.identity_records", "segue.processor"},
     {"segue.engine", "segue.transports"},
     {"segue.client"},
     {"streams.resolve", "streams.context", "streams.signals", "streams"},

@@ -15,11 +15,12 @@ from structlog.testing import capture_logs
 from segue import runtime
 from segue.core.context import Policy
 from segue.deadletters import REPLAY_ATTEMPT, Letter, read
-from segue.engine import Engine, Shard
+from segue.engine import Engine
 from segue.log.port import Output, Record
 from segue.log.sqlite import SqliteLog
 from segue.metrics import Snapshot
 from segue.metrics import decode as decode_snapshot
+from segue.processor import Shard
 from segue.rejections import Limit
 from segue.settings import Settings
 from segue.store.identity import IdentityIndex

@@ -19,9 +19,10 @@ from segue import faults
 from segue.core.context import Policy
 from segue.core.interaction import Entry, Fact, Step
 from segue.core.rules import RuleBook
-from segue.engine import Engine, Processor
+from segue.engine import Engine
 from segue.log.port import Output
 from segue.log.sqlite import SqliteLog
+from segue.processor import Processor
 from segue.store.keys import Layout
 from segue.store.shards import ShardStore, Write
 from segue.topics import JOURNEY_STEPS, SIGNALS, all_topics

@@ -22,8 +22,8 @@ from segue.core.interaction import Interaction, Step
 from segue.core.lineage import Merge, Transfer
 from segue.core.rules import RuleBook, Signal, SignalState
 from segue.core.rules import decoder as signal_decoder
-from segue.engine import Shard
 from segue.log.port import Output
+from segue.processor import Shard
 from segue.store.keys import Layout
 from segue.store.shards import Encoded, ShardStore
 from segue.topics import INTERACTIONS, JOURNEY_STEPS, SIGNALS

@@ -20,10 +20,11 @@ import structlog
 
 from segue import faults, topics
 from segue.core.rules import RuleBook
-from segue.engine import Engine, Processor
+from segue.engine import Engine
 from segue.errors import LogUnavailable, SettingsError, StoreUnavailable
 from segue.log.port import Log, Output
 from segue.metrics import Meter
+from segue.processor import Processor
 from segue.settings import Settings
 from segue.store.connect import check, check_partitions, connect, held, layout, present, stands
 from segue.store.identity import IdentityIndex

@@ -278,6 +278,8 @@ class Run:
                     "partitions": 6 if quick else 12,
                     "event_partitions": 2,
                     "replication": min(REPLICAS, world.brokers),
+                    # Small: what a fault leaves behind is many turns, each with the write before it under way (ADR 17).
+                    "batch_records": 200,
                 }
                 | row.settings
             )

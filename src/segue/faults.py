@@ -4,7 +4,8 @@
 
     SEGUE_TEST_FAILPOINT=POINT:WHEN[:WHAT]   end this process (SIGKILL) at a point of a turn
         POINT   after_read, after_apply, after_produce (outputs written, not committed),
-                after_commit (not yet in Redis), after_write
+                after_commit (not yet in Redis), after_write (its answer was taken)
+                after_read and after_apply come once for each of a turn's portions
         WHEN    5 (the fifth time) or p=0.02,SEED (each time, with this probability)
         WHAT    kill (the default), stop (SIGSTOP, a process that wakes up late), sleep=SECONDS (a slow one)
     SEGUE_TEST_UNSAFE=NAME                   do without ONE guarantee, so that a test can show that it is missed

@@ -1,6 +1,6 @@
 """Apply one interaction to one customer's context: the function that every event passes.
 
-The order matters and is this: known already? what was due before it; late? identifiers, session, place, item,
+The order matters and is this: known already? what was due before it; identifiers; session, and late? place, item,
 deadlines, timeline. What came out is a value: `Applied` with the facts, or `Duplicate`.
 """
 

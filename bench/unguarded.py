@@ -36,11 +36,17 @@ class PlainMember(KafkaMember):
             }
         )
 
-    def commit(self, outputs: Iterable[Output], offsets: dict[TP, int]) -> None:
+    def begin(self, outputs: Iterable[Output], offsets: dict[TP, int]) -> None:
         for output in outputs:
             produce(self._plain, output)
         self._plain.flush()
         self._consumer.commit(offsets=[TopicPartition(*tp, at) for tp, at in offsets.items()], asynchronous=True)
+
+    def finished(self) -> bool:
+        return True
+
+    def finish(self) -> None:
+        """Nothing is waited for."""
 
 
 def plain_send(store: ShardStore, under_way: _UnderWay) -> None:

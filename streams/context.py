@@ -50,6 +50,7 @@ class ContextProcessor:
     group = "segue.context"
     kind = "ctx"
     timed = True
+    claims = False
     portion = 64
 
     def __init__(self, store: ShardStore, policy: Policy) -> None:

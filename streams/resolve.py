@@ -55,6 +55,7 @@ class Resolve:
     group = "segue.resolve"
     kind = "none"
     timed = False
+    claims = True
     portion = 100_000
     topics: Sequence[str] = (*EVENT_TOPICS, COMMANDS)
 

@@ -44,6 +44,7 @@ class Signals:
     group = "segue.signals"
     kind = "sig"
     timed = False
+    claims = False
     portion = 100_000
     topics: Sequence[str] = (JOURNEY_STEPS,)
 

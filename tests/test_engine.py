@@ -179,14 +179,14 @@ def test_a_backlog_is_worked_on_while_redis_writes_and_nothing_is_committed_befo
     class Committing(SqliteLog):
         def join(self, *given: Any) -> Any:
             member = super().join(*given)
-            inner = member.commit
+            inner = member.begin
 
-            def commit(outputs: Any, offsets: Any) -> None:
+            def begin(outputs: Any, offsets: Any) -> None:
                 if outputs:
                     done.append("commit")
                 inner(outputs, offsets)
 
-            member.commit = commit  # type: ignore[method-assign]
+            member.begin = begin  # type: ignore[method-assign]
             return member
 
     log.append(interactions(400))
@@ -509,14 +509,14 @@ class NoOwner(SqliteLog):
 
     def join(self, *args: object) -> Member:
         member = super().join(*args)  # type: ignore[arg-type]
-        commit = member.commit
+        begin = member.begin
 
         def refused(outputs: Iterable[Output], offsets: dict[TP, int]) -> None:
             if not outputs:
                 raise Fenced("another owns it")
-            commit(outputs, offsets)
+            begin(outputs, offsets)
 
-        member.commit = refused  # type: ignore[method-assign]
+        member.begin = refused  # type: ignore[method-assign]
         return member
 
 
@@ -556,15 +556,15 @@ def test_a_lost_seat_is_left_before_anything_else_is_asked_of_it(log: SqliteLog,
 
     def joined(*given: Any) -> Any:
         member = join(*given)
-        commit, pause, close = member.commit, member.pause, member.close
+        begin, pause, close = member.begin, member.pause, member.close
 
         def lost(outputs: Any, offsets: Any) -> None:
             if outputs and not asked:
                 asked.append("commit")
                 raise MemberLost("the broker forgot us")
-            commit(outputs, offsets)
+            begin(outputs, offsets)
 
-        member.commit = lost
+        member.begin = lost
         member.pause = lambda tp: (asked.append("pause"), pause(tp))
         member.close = lambda: (asked.append("close"), close())
         return member

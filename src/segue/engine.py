@@ -7,8 +7,9 @@ For the records of one poll, in this order (docs/adr/0002):
     3. commit           ONE transaction of the log: outputs and next offsets
     4. write            ONE atomic write to Redis: documents, timelines, counters, fence
 
-While there is a backlog, Redis executes a write (4) while the next records are read and applied (1 and 2); nothing of
-theirs is committed before it has answered. So at most one turn is committed and not known to be in Redis.
+While there is a backlog, the log commits (3) and Redis writes (4) while the next records are read and applied (1, 2).
+The order stays: nothing is written before its commit has ended, and nothing of the next records is committed before
+Redis has answered. So at most one turn is committed and not known to be in Redis (docs/adr/0017).
 
 Whatever fails, the shards concerned are dropped from memory and restored: raise the owner epoch in the
 fence, read on from the fence's offset, and apply WITHOUT emitting up to the offset that was committed.
@@ -62,8 +63,10 @@ log = structlog.get_logger()
 
 
 class _Turn(Struct):
-    """What is yet to be said of a turn once its write is answered."""
+    """A turn that was applied, and what is yet to be done and said of it."""
 
+    committing: dict[TP, int] | None
+    """The offsets of its commit; None where it needs none."""
     shards: list[Shard]
     writes: list[Write]
     records: dict[TP, list[Record]]
@@ -72,6 +75,8 @@ class _Turn(Struct):
     offsets: dict[TP, int]
     emit: bool
     rejected: int
+    sent: bool = False
+    """Whether its commit has ended and its write was sent."""
 
 
 class _Failed(Exception):
@@ -118,6 +123,8 @@ class Engine:
         """Where the partitions that were not at their end ended at the last look for timers."""
         self._turned_at = 0.0
         self._unanswered: _Turn | None = None
+        """The turn whose commit or write is under way."""
+        store.before_reading = self._catch_up
         self._now = 0
         """The time (ms) up to which the last poll brought everything, of the partitions whose end it met."""
         self._failures = 0
@@ -150,7 +157,7 @@ class Engine:
         if rest > 0:
             time.sleep(rest)
         before = self._clock()
-        polled = self._member.poll(self._batch, _POLL_S)
+        polled = self._member.poll(self._batch, _POLL_S if self._unanswered is None else 0)
         self._now = min(self._clock(), before + _ROUND_MS)  # what came while the process was stopped is not in there
         for tp in polled.revoked:
             self._drop(tp)
@@ -173,9 +180,9 @@ class Engine:
         more = sum(map(len, polled.records.values())) > self._batch // 2
         if not more or self._stop():
             self._settle(self._member)
-        if time.monotonic() - self._committed_at > COMMIT_S:
-            self._commit_pending(self._member)
         if self._unanswered is None:
+            if time.monotonic() - self._committed_at > COMMIT_S:
+                self._commit_pending(self._member)
             self._tell(self._member)
 
     def _tell(self, member: Member) -> None:
@@ -281,10 +288,9 @@ class Engine:
         shards = {tp: self._shards[tp] for tp in records}
         sound, letters = self._set_aside(shards, records)
         offsets = {tp: found[-1].offset() + 1 for tp, found in records.items()}
-        outputs, writes = self._apply(shards, sound, offsets)
+        outputs, writes = self._apply(member, shards, sound, offsets)
         if self._unanswered is not None:
-            self._settle(member)
-            if not self._shards.keys() >= records.keys():  # this turn rests on what is not in Redis
+            if not self._settle(member):  # nothing may overtake what is read again, nor rest on what is not in Redis
                 self._to_restore(member, records)
                 return
             try:
@@ -296,26 +302,55 @@ class Engine:
         if rejections is None:
             self._to_restore(member, records)
             return
-        if emit:
-            self._commit(member, letters + outputs, offsets)
-        elif letters:  # the core took them when they were committed; now it does not, and that is lost nowhere else
+        committing = self._commit(member, letters + outputs, offsets) if emit else None
+        if letters and not emit:  # the core took them when they were committed; now it does not: lost nowhere else
             member.commit(letters, {tp: shard.emit_from for tp, shard in shards.items()})
-        self._store.begin(writes)
         received_ms = [shard.received_ms for shard in shards.values()]
         rejected = sum(map(len, refused.values()))
         self._unanswered = _Turn(
-            list(shards.values()), writes, records, received_ms, rejections, offsets, emit, rejected
+            committing, list(shards.values()), writes, records, received_ms, rejections, offsets, emit, rejected
         )
+        self._go_on(member, wait=committing is None)
         for write, shard in zip(writes, shards.values(), strict=True):
             shard.fence, shard.next_offset = write.fence, offsets[shard.tp]
             shard.encoded, shard.changed, shard.wake = Encoded(), {}, {}
             shard.received_ms, shard.refused = [], []
 
-    def _settle(self, member: Member) -> None:
-        """Wait until the write of the last turn is answered, and only then count that turn as done."""
+    def _go_on(self, member: Member, wait: bool = True) -> None:
+        """Send the write of the turn before, when its commit has ended; `wait` for that. Raises what the commit failed
+        with; after Fenced the partitions of that turn will be restored."""
+        turn = self._unanswered
+        if turn is None or turn.sent:
+            return
+        if turn.committing is not None:
+            if not (wait or member.finished()):
+                return
+            turn.sent = True
+            try:
+                member.finish()
+            except Fenced:
+                self._unanswered = None
+                self._pending = turn.committing | self._pending
+                self._to_restore(member, [each.tp for each in turn.shards if self._shards.get(each.tp) is each])
+                raise
+        turn.sent = True
+        self._store.begin(turn.writes)
+
+    def _catch_up(self) -> None:
+        if self._member is not None:
+            self._go_on(self._member)
+
+    def _settle(self, member: Member) -> bool:
+        """Wait until the write of the last turn is answered, and only then count that turn as done. Returns whether it
+        is; what is not will be restored."""
+        try:
+            self._go_on(member)
+        except Fenced as error:
+            log.info("partitions passed to another owner", processor=self.processor.name, why=str(error))
+            return False
         turn, self._unanswered = self._unanswered, None
         if turn is None:
-            return
+            return True
         surprised = self._store.finish()
         now = self._clock()
         for shard, received_ms in zip(turn.shards, turn.received_ms, strict=True):
@@ -336,6 +371,7 @@ class Engine:
             lost = [shard for shard in turn.shards if shard.name in surprised]
             self._to_restore(member, [shard.tp for shard in lost if self._shards.get(shard.tp) is shard])
         self._trim(turn.writes)
+        return not surprised
 
     def _complete(self, shard: Shard, last: Record) -> None:
         """Everything received before a record is applied: also where more comes all the time and the end is never met.
@@ -359,7 +395,7 @@ class Engine:
         return sound, letters
 
     def _apply(
-        self, shards: dict[TP, Shard], records: dict[TP, list[Record]], offsets: dict[TP, int]
+        self, member: Member, shards: dict[TP, Shard], records: dict[TP, list[Record]], offsets: dict[TP, int]
     ) -> tuple[list[Output], list[Write]]:
         """All that the processor does, up to the bytes to write: only this can fail by a record's fault."""
         processor = self.processor
@@ -367,6 +403,7 @@ class Engine:
             outputs: list[Output] = []
             for portion, complete in portions(records, processor.portion):
                 batch = [(shards[tp], processor.read(shards[tp], found)) for tp, found in portion.items()]
+                self._go_on(member, wait=processor.claims)
                 processor.prepare(batch)
                 outputs += processor.apply(batch)
                 for tp, names in complete.items():
@@ -377,17 +414,19 @@ class Engine:
         except Exception as error:
             raise _Failed from error
 
-    def _commit(self, member: Member, outputs: list[Output], offsets: dict[TP, int]) -> None:
-        """Commit, or put it off when there is nothing to emit.
+    def _commit(self, member: Member, outputs: list[Output], offsets: dict[TP, int]) -> dict[TP, int] | None:
+        """Begin to commit, or put it off when there is nothing to emit. Returns the offsets that are under way.
 
         Then the fence alone says how far the state is, and it is what a restore goes by; a transaction for
         offsets only would cost the broker as much as one with records.
         """
         self._pending |= offsets
-        if outputs or time.monotonic() - self._committed_at > COMMIT_S:
-            member.commit(outputs, self._pending)
-            self._pending = {}
-            self._committed_at = time.monotonic()
+        if not outputs and time.monotonic() - self._committed_at < COMMIT_S:
+            return None
+        member.begin(outputs, self._pending)
+        committing, self._pending = self._pending, {}
+        self._committed_at = time.monotonic()
+        return committing
 
     def _commit_pending(self, member: Member) -> None:
         """Commit the offsets put off. When that fails nothing is lost: the fence knows them."""
@@ -520,9 +559,16 @@ class Engine:
         wait = min(_BACKOFF_S[0] * 2 ** (self._failures - 1), _BACKOFF_S[1])
         log.warning("waiting", processor=self.processor.name, why=str(error), retry_in_s=wait)
         self.meter.counts["outages"] += 1
-        self._unanswered = None
+        turn, self._unanswered = self._unanswered, None
         self._store.begin_anew()
         if self._member is not None:
+            if turn is not None and not turn.sent:
+                try:
+                    self._member.finish()  # the committed offsets will tell what became of it
+                except MemberLost as lost:
+                    error = lost
+                except SegueError:
+                    pass
             stuck = isinstance(error, LogUnavailable) and self._failures > _SEAT_LASTS
             if not isinstance(error, MemberLost) and not stuck:
                 self._to_restore(self._member, list(self._shards))

@@ -120,17 +120,14 @@ def _replace(owner: Any, name: str, value: Any) -> None:
 
 
 def _around_commit(member: Any, at: At) -> None:
-    inner = member.commit
+    begin = member.begin
 
     def produced(outputs: Iterable[Output]) -> Iterator[Output]:
         yield from outputs
         at("after_produce")
 
-    def commit(outputs: Iterable[Output], offsets: dict[TP, int]) -> None:
-        inner(produced(outputs), offsets)
-        at("after_commit")
-
-    member.commit = commit
+    member.begin = lambda outputs, offsets: begin(produced(outputs), offsets)
+    _after(member, "finish", lambda: at("after_commit"))
 
 
 # --- one guarantee less
@@ -180,13 +177,14 @@ def _not_silent(engine: Engine) -> None:
 
 def _no_transaction(engine: Engine) -> None:
     def apart(member: Any) -> None:
-        inner = member.commit
+        begin, finish = member.begin, member.finish
 
-        def commit(outputs: Iterable[Output], offsets: dict[TP, int]) -> None:
-            inner(outputs, {})
-            inner((), offsets)
+        def in_two(outputs: Iterable[Output], offsets: dict[TP, int]) -> None:
+            begin(outputs, {})
+            finish()
+            begin((), offsets)
 
-        member.commit = commit
+        member.begin = in_two
 
     _each_member(engine, apart)
 

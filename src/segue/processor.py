@@ -57,6 +57,9 @@ class Processor(Protocol):
     kind: str
     timed: bool
     """Whether time alone brings anything about: `due`."""
+    claims: bool
+    """Whether `prepare` claims in Redis what is not committed yet (docs/adr/0005). What was claimed before must be
+    committed by then: so the claims of one turn at most wait for their commit."""
     portion: int
     """So many records are read and applied at a time: few stay in the CPU's cache until their documents are encoded,
     many share what `prepare` asks Redis."""
@@ -103,6 +106,8 @@ def load_missing(
     `decode` gets the shard's name, the document's, and the bytes.
     """
     missing = {(shard.name, key): shard for shard, key in needed if key not in shard.documents}
+    if not missing:  # else even a read of nothing would wait for the write under way
+        return
     wanted = list(missing)
     fences = {shard.name: shard.fence for shard in missing.values()}
     for (name, key), raw in zip(wanted, store.load(wanted, fences), strict=True):

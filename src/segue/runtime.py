@@ -146,23 +146,28 @@ def wait_for(what: str, ready: Callable[[], T], stop: Callable[[], bool]) -> T:
 
 
 def build_processor(
-    name: str, settings: Settings, source: Log, client: redis.Redis, found: Layout
+    name: str,
+    settings: Settings,
+    source: Log,
+    client: redis.Redis,
+    found: Layout,
+    shard_store: type[ShardStore] = ShardStore,
 ) -> tuple[Processor, ShardStore]:
-    """One of PROCESSORS and its store."""
+    """One of PROCESSORS and its store, which its engine must use too: a read waits for the write under way."""
     if name == "resolve":
         from streams.resolve import Resolve
 
         resolve = Resolve(IdentityIndex(client, found), source, settings.phone_region, found.interactions)
-        return resolve, ShardStore(client, found, "resolve", "none")
+        return resolve, shard_store(client, found, "resolve", "none")
     if name == "context":
         from streams.context import ContextProcessor
 
-        store = ShardStore(client, found, "context", "ctx")
+        store = shard_store(client, found, "context", "ctx")
         return ContextProcessor(store, settings.policy), store
     if name == "signals":
         from streams.signals import Signals
 
-        store = ShardStore(client, found, "signals", "sig")
+        store = shard_store(client, found, "signals", "sig")
         return Signals(store, rule_book(settings.rules)), store
     raise SettingsError(f"no such processor: {name}; one of {', '.join(PROCESSORS)}")
 

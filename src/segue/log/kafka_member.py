@@ -127,7 +127,7 @@ class KafkaMember:
         self._owned: set[TP] = set()
         self._closed = self._begun = False
         self._calls: queue.SimpleQueue[Callable[[], None] | None] | None = None
-        self._answers: queue.SimpleQueue[BaseException | None]
+        self._answers: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self._producer = Producer(
             common
             | PRODUCER
@@ -311,6 +311,10 @@ class KafkaMember:
         return self._ends.now(tps)
 
     def commit(self, outputs: Iterable[Output], offsets: dict[TP, int]) -> None:
+        self.begin(outputs, offsets)
+        self.finish()
+
+    def begin(self, outputs: Iterable[Output], offsets: dict[TP, int]) -> None:
         # The broker checks that the member is of the group's generation, not that the partitions are its own.
         lost = offsets.keys() - self._owned
         if lost:
@@ -324,13 +328,21 @@ class KafkaMember:
             self._end(positions, producer.commit_transaction)
         except KafkaException as error:
             self._abort(error.args[0])
-        except MemberLost:
-            raise
         except BaseException:  # whoever makes the outputs failed
             self._guard(lambda: _retry(producer.abort_transaction))
             raise
 
+    def finished(self) -> bool:
+        return not self._answers.empty()
+
+    def finish(self) -> None:
+        try:
+            self._wait()
+        except KafkaException as error:
+            self._abort(error.args[0])
+
     def _end(self, positions: list[TopicPartition], end: Callable[[float], object]) -> None:
+        """Begin to send the offsets and to end the transaction; `_wait` tells what becomes of it."""
         producer, group = self._producer, self._consumer.consumer_group_metadata()
         until = time.monotonic() + _TRANSACTION_S
 
@@ -351,6 +363,7 @@ class KafkaMember:
             self._guard(self._producer.begin_transaction)
             try:
                 self._end([TopicPartition(*tp, 0)], self._producer.abort_transaction)
+                self._wait()
             except KafkaException as error:
                 try:
                     self._abort(error.args[0])
@@ -359,13 +372,17 @@ class KafkaMember:
             self._begun = True
 
     def _aside(self, call: Callable[[], None]) -> None:
-        """Make a call in a thread of its own kind: sending offsets hangs for good, whatever time it is given, when the
-        client lost its only broker meanwhile (librdkafka 2.16). The thread is then left behind, and the seat lost: not
-        before the call's own time is over, for one that still lives could meet its successor at the broker."""
+        """Make a call in a thread of its own kind, for `_wait` to wait for. Whoever begins has time for other work, and
+        sending offsets hangs for good, whatever time it is given, when the client lost its only broker meanwhile
+        (librdkafka 2.16)."""
         if self._calls is None:
-            self._calls, self._answers = queue.SimpleQueue(), queue.SimpleQueue()
+            self._calls = queue.SimpleQueue()
             threading.Thread(target=_serve, args=(self._calls, self._answers), name="offsets", daemon=True).start()
         self._calls.put(call)
+
+    def _wait(self) -> None:
+        """What became of the call aside. One that does not come back costs the seat, and its thread is left behind: not
+        before the call's own time is over, for one that still lives could meet its successor at the broker."""
         try:
             error = self._answers.get(timeout=_TRANSACTION_S + 2 * _REACH_S)
         except queue.Empty:

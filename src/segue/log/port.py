@@ -100,10 +100,23 @@ class Member(Reader, Protocol):
         ...
 
     def commit(self, outputs: Iterable[Output], offsets: dict[TP, int]) -> None:
-        """Write `outputs` and the next offsets to read, atomically.
+        """Write `outputs` and the next offsets to read, atomically: `begin` and `finish` in one.
 
         Raises Fenced (ownership lost), LogUnavailable (nothing happened), MemberLost.
         """
+        ...
+
+    def begin(self, outputs: Iterable[Output], offsets: dict[TP, int]) -> None:
+        """Begin to commit: returns when all of it is handed over. One commit is under way at a time; meanwhile this
+        member is polled at most. Raises as `commit` does, and then nothing is under way."""
+        ...
+
+    def finished(self) -> bool:
+        """Whether `finish` would answer at once."""
+        ...
+
+    def finish(self) -> None:
+        """Wait until the commit that was begun has ended. Raises as `commit` does."""
         ...
 
     def close(self) -> None:

@@ -400,12 +400,23 @@ class SqliteMember(SqliteReader):
         return {tp: found.get(tp) for tp in tps}
 
     def commit(self, outputs: Iterable[Output], offsets: dict[TP, int]) -> None:
+        self.begin(outputs, offsets)
+        self.finish()
+
+    def begin(self, outputs: Iterable[Output], offsets: dict[TP, int]) -> None:
+        """All of it: SQLite works in this very thread."""
         with self._file.transaction():
             lost = set(offsets) - self._leased(self._me)
             if lost:
                 raise Fenced(f"{len(lost)} partitions have another owner now")
             self._file.insert(outputs)
             self._file.commit_offsets(self._group, offsets)
+
+    def finished(self) -> bool:
+        return True
+
+    def finish(self) -> None:
+        """Nothing is left to wait for."""
 
     def close(self) -> None:
         """Leave the group: the leases are free at once."""

@@ -105,6 +105,14 @@ class Replay:
     def commit(self, outputs: Iterable[Output], offsets: dict[TP, int]) -> None:
         """Nothing: a silent engine's outputs and offsets stand in the log already."""
 
+    begin = commit
+
+    def finished(self) -> bool:
+        return True
+
+    def finish(self) -> None:
+        """Nothing, as `commit`."""
+
     # --- the log
 
     def join(self, group: str, topics: Sequence[str], instance: str) -> Replay:
@@ -159,8 +167,7 @@ class SilentEngine:
     ) -> None:  # fmt: skip
         self._moved, self._reader = moved, source.reader()
         self.replay = Replay(self._reader)
-        processor, _ = build_processor(name, settings, self.replay, client, place)
-        store = _SilentStore(client, place, processor.name, processor.kind)
+        processor, store = build_processor(name, settings, self.replay, client, place, _SilentStore)
         self._engine = Engine(processor, self.replay, store, "rebuild", self._stop, BATCH_RECORDS, limit=Limit(0, 0))
         self.inputs = {
             processor.shard_of((topic, partition)): (topic, partition)

@@ -9,7 +9,7 @@ last second is noticed (the fence is not what this owner wrote last) instead of 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -74,6 +74,8 @@ class ShardStore:
         self._history: str | None = None
         self._under_way: _UnderWay | None = None
         self._refused: list[str] = []
+        self.before_reading: Callable[[], None] = lambda: None
+        """Called before documents or timelines are read: a write that is still to come must be under way by then."""
 
     def take_over(self, shard: str, topic_id: str) -> tuple[Fence | None, bytes, Counter[str]]:
         """Raise the owner epoch: from here on no earlier owner can write.
@@ -119,6 +121,7 @@ class ShardStore:
         Each read brings the fences along. Raises WentBack when one is not as left: the documents beside it
         may be older than what was committed, and nothing may be derived from them. Waits for a write under way.
         """
+        self.before_reading()
         self._refused += self._answered()
         for at in range(0, len(wanted), _MGET):
             yield from self._load(wanted[at : at + _MGET], fences)
@@ -139,6 +142,7 @@ class ShardStore:
 
     def entries(self, wanted: list[tuple[str, str]], fences: Mapping[str, bytes]) -> Iterator[list[bytes]]:
         """Read timelines by (shard, name of the document), some at a time; as `load` otherwise."""
+        self.before_reading()
         self._refused += self._answered()
         for at in range(0, len(wanted), _MGET):
             yield from self._entries(wanted[at : at + _MGET], fences)

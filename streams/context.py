@@ -88,8 +88,9 @@ class ContextProcessor:
         needed = [
             (shard, found.customer_key)
             for shard, decoded in batch
+            for documents in (shard.documents,)
             for found in decoded
-            if not isinstance(found, Output) and found.customer_key not in shard.documents
+            if not isinstance(found, Output) and found.customer_key not in documents
         ]
         load_missing(self._store, needed, self._loaded)
         if self._kin:
@@ -202,7 +203,8 @@ class ContextProcessor:
         for fired in outcome.due:
             self._step(shard, key, fired, outputs)
         self._step(shard, key, outcome, outputs, interaction.via)
-        if context.due_ms != due or context.received_at_ms - context.stream_time_ms != behind:
+        now_behind, grace = context.received_at_ms - context.stream_time_ms, policy.grace_ms
+        if context.due_ms != due or (now_behind != behind and (now_behind > grace or behind > grace)):
             wake = timers.wake_at(context, policy)
             if wake != timers.wake_of(due, behind, policy):
                 shard.wake[key] = wake

@@ -48,9 +48,10 @@ def apply(context: Context, interaction: Interaction, policy: Policy) -> Applied
     """Apply `interaction` to `context`, which is changed in place; its owner must not share it."""
     entry = interaction.entry
     mark = fingerprint(entry.id)
-    if window.contains(context.seen, mark):
+    seen = context.seen
+    if mark in seen and window.contains(seen, mark):
         return DUPLICATE
-    context.seen = window.remember(context.seen, mark, policy.keep_ids)
+    context.seen = window.remember(seen, mark, policy.keep_ids)
     at = entry.event_time_ms
     due: tuple[timers.Fired, ...] = ()
     if 0 < context.due_ms < at and at > context.stream_time_ms:

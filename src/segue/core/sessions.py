@@ -78,9 +78,20 @@ def place(context: Context, entry: Entry, policy: Policy) -> tuple[Session | Non
         and last.started_at_ms <= at
         and not last.closed
         and entry.source_session_id is None
-    ):  # nearly always; never late
-        session = _counted(last, entry.channel)
-        _extend(context, last, entry.channel, at, policy)
+    ):  # nearly always, so without a call; never late
+        session, channel = last, entry.channel
+        last.events += 1
+        if channel not in last.channels:
+            last.channels.append(channel)
+        if at > last.last_event_at_ms:
+            last.last_event_at_ms = at
+        reach = at + policy.channel_gaps_ms.get(channel, policy.session_gap_ms)
+        if context.holds or last.reach_ms:
+            _reach(context, last, reach, policy)
+        else:
+            longest = last.started_at_ms + policy.session_max_ms
+            until = reach if reach > last.until_ms else last.until_ms
+            last.until_ms = until if until < longest else longest
     elif _late(context, entry, policy):
         session, late = _covering(sessions, entry), True
     else:
@@ -376,16 +387,21 @@ def closes_at(session: Session, policy: Policy) -> int:
     return ((until + policy.grace_ms) // coarse + 1) * coarse
 
 
-def first_to_close(context: Context, policy: Policy) -> Session | None:
-    """The open session that closes first."""
-    still_open = (each for each in context.sessions if not each.closed)
-    return min(still_open, key=lambda each: closes_at(each, policy), default=None)
+def first_to_close(context: Context, policy: Policy) -> tuple[Session | None, int]:
+    """The open session that closes first, and when; (None, 0) without any."""
+    first, earliest = None, 0
+    for session in context.sessions:
+        if not session.closed:
+            at = closes_at(session, policy)
+            if first is None or at < earliest:
+                first, earliest = session, at
+    return first, earliest
 
 
 def close(context: Context, at_ms: int, policy: Policy) -> Session | None:
     """Close the open session that closes first, if its time has come."""
-    session = first_to_close(context, policy)
-    if session is None or closes_at(session, policy) > at_ms:
+    session, closes_at_ms = first_to_close(context, policy)
+    if session is None or closes_at_ms > at_ms:
         return None
     session.closed = True
     if session is context.sessions[-1]:

@@ -30,7 +30,8 @@ def add(context: Context, at_ms: int, entry: bytes, keep: int) -> None:
         while index and _line.decode(timeline[index - 1]).event_time_ms > at_ms:
             index -= 1
         timeline.insert(index, entry)
-    timeline.keep(keep)
+    if len(timeline) > keep:
+        timeline.keep(keep)
 
 
 def since(context: Context, at_ms: int) -> Iterator[Line]:

@@ -128,7 +128,11 @@ def set_deadline(context: Context, name: str, deadline: Deadline | None) -> None
         context.deadlines[name] = deadline
     elif context.deadlines.pop(name, None) is None:
         return
-    context.due_ms = min((each.due_ms for each in context.deadlines.values()), default=0)
+    earliest = 0
+    for each in context.deadlines.values():
+        if each.due_ms < earliest or not earliest:
+            earliest = each.due_ms
+    context.due_ms = earliest
 
 
 def watch_session(context: Context, policy: Policy) -> None:
@@ -137,8 +141,7 @@ def watch_session(context: Context, policy: Policy) -> None:
     before = context.deadlines.get(SESSION)
     if before is not None and 0 < before.due_ms - policy.grace_ms - found[-1].until_ms <= policy.session_gap_ms // 30:
         return  # nearly always: the minute is still the same
-    first = sessions.first_to_close(context, policy)
-    due = 0 if first is None else sessions.closes_at(first, policy)
+    _, due = sessions.first_to_close(context, policy)
     if due != (0 if before is None else before.due_ms):
         set_deadline(context, SESSION, Deadline(due) if due else None)
 

@@ -190,21 +190,22 @@ class KafkaMember:
         messages = [] if first is None else [first, *self._consumer.consume(max_records, 0)]
         records: dict[TP, list[Record]] = {}
         met: dict[TP, int] = {}
+        tp: TP = ("", -1)
+        batch: list[Record] = []
         for message in messages:
-            tp = (message.topic(), message.partition())
+            if message.partition() != tp[1] or message.topic() != tp[0]:  # they come partition by partition
+                tp = (message.topic(), message.partition())
+                batch = records.get(tp, [])
             error = message.error()
-            if error is not None:
-                if error.code() != KafkaError._PARTITION_EOF:
-                    self._consumer_error(error)
-                # An end that came with its last record is met once more, when others may have come behind it.
-                elif tp in self._active and self._told.get(tp) != message.offset():
-                    met[tp] = message.offset()
-            elif tp in self._active:
-                batch = records.get(tp)
-                if batch is None:
-                    records[tp] = [message]
-                else:
-                    batch.append(message)
+            if error is None:
+                if not batch and tp in self._active:
+                    records[tp] = batch
+                batch.append(message)
+            elif error.code() != KafkaError._PARTITION_EOF:
+                self._consumer_error(error)
+            # An end that came with its last record is met once more, when others may have come behind it.
+            elif tp in self._active and self._told.get(tp) != message.offset():
+                met[tp] = message.offset()
         for tp, batch in records.items():
             self._next[tp] = batch[-1].offset() + 1
         for tp, end in met.items():  # beyond the last record lies the mark of its transaction
@@ -322,7 +323,14 @@ class KafkaMember:
         producer = self._producer
         self._guard(producer.begin_transaction)
         try:
+            send = producer.produce
             for output in outputs:
+                if output.headers is None:  # nearly always, so without another call
+                    try:
+                        send(output.topic, output.value, output.key, output.partition)
+                        continue
+                    except BufferError:
+                        pass
                 produce(producer, output)
             positions = [TopicPartition(*tp, offset, self._topic_ids.get(tp, "")) for tp, offset in offsets.items()]
             self._end(positions, producer.commit_transaction)

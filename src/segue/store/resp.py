@@ -36,6 +36,13 @@ def rpush(key: bytes, value: bytes) -> bytes:
     return b"*3\r\n$5\r\nRPUSH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(key), key, len(value), value)
 
 
+def drop(key: bytes, count: int) -> bytes:
+    """LTRIM of so many from the start: likewise."""
+    return b"*4\r\n$5\r\nLTRIM\r\n$%d\r\n%b\r\n$%d\r\n%d\r\n$2\r\n-1\r\n" % (
+        len(key), key, len(str(count)), count,
+    )  # fmt: skip
+
+
 def portions(commands: Iterable[bytes]) -> Iterator[bytes]:
     """The commands one after the other, in portions to be sent."""
     parts: list[bytes] = []

@@ -24,7 +24,7 @@ from segue.errors import StoreUnavailable, WentBack
 from segue.metrics import FORGOTTEN_MS, decode
 from segue.store.connect import evicts, history, reachable
 from segue.store.keys import METRICS, Layout
-from segue.store.resp import command, mset, portions, rpush
+from segue.store.resp import command, drop, mset, portions, rpush
 
 _MSET = 50
 """Keys per MSET: keeps one command's buffer at a few hundred kilobytes."""
@@ -249,7 +249,7 @@ class ShardStore:
             elif append:
                 yield command("RPUSH", key, *append)
             if change.drop:
-                yield command("LTRIM", key, change.drop, -1)
+                yield drop(key, change.drop)
 
     def _wakes(self, write: Write) -> Iterator[bytes]:
         key = self.layout.wake(write.shard, self.processor)

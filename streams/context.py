@@ -8,7 +8,7 @@ emits nothing. For customers whose deadline the clock has reached it appends a `
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -41,9 +41,6 @@ MOST_DUE = 500
 Read = Interaction | TimerDue | Transfer | Output
 """A record decoded; an `Output` is the dead letter that became of it."""
 
-Tally = dict[tuple[str, str, str | None], int]
-"""How many events came by channel, type and touchpoint, in the order of the first of each."""
-
 
 class ContextProcessor:
     name = "context"
@@ -51,7 +48,7 @@ class ContextProcessor:
     kind = "ctx"
     timed = True
     claims = False
-    portion = 64
+    portion: int | None = 64
 
     def __init__(self, store: ShardStore, policy: Policy) -> None:
         self._store, self._policy = store, policy
@@ -163,20 +160,26 @@ class ContextProcessor:
     def apply(self, batch: list[tuple[Shard, list[Read]]]) -> list[Output]:
         outputs: list[Output] = []
         for shard, decoded in batch:
-            tally: Tally = {}
-            for found in decoded:
+            shard.ends = ends = []
+            for place, found in zip(shard.places, decoded, strict=True):
                 if type(found) is Interaction:
-                    self._one(shard, found, outputs, tally)
+                    self._one(shard, found, outputs, place)
                 elif isinstance(found, TimerDue):
                     self._timer(shard, found, outputs)
                 elif isinstance(found, Transfer):
                     outputs += self._transfer(shard, found)
                 elif isinstance(found, Output):
                     outputs.append(found)
-            count_events(shard.stats, tally)
+                ends.append(len(outputs))
         return outputs
 
-    def _one(self, shard: Shard, interaction: Interaction, outputs: list[Output], tally: Tally) -> None:
+    def counters(self, shard: Shard) -> Mapping[str, int]:
+        if shard.tally:
+            count_events(shard.stats, shard.tally)
+            shard.tally = {}
+        return shard.stats
+
+    def _one(self, shard: Shard, interaction: Interaction, outputs: list[Output], place: int) -> None:
         key, entry = interaction.customer_key, interaction.entry
         context = shard.documents.get(key)
         if context is None:
@@ -197,7 +200,13 @@ class ContextProcessor:
             shard.stream_time_ms = entry.event_time_ms
         shard.received_ms.append(entry.received_at_ms)
         kind = entry.channel, entry.type, entry.touchpoint
-        tally[kind] = tally.get(kind, 0) + 1
+        counted = shard.tally.get(kind)
+        if counted is None:
+            shard.tally[kind] = [1, place]
+        else:
+            counted[0] += 1
+            if place < counted[1]:
+                counted[1] = place
         if outcome.late:
             shard.stats["late"] += 1
         for fired in outcome.due:
@@ -301,9 +310,9 @@ def _entry(context: Context, transfer: Transfer, fact: Fact) -> Raw:
     return Raw(_encode(Entry(ids.derive(ids.MERGE, name), fact.fact, "other", at, merge.at_ms, actor=Actor("system"))))
 
 
-def count_events(stats: dict[str, int], tally: Tally) -> None:
-    """Count the events of a batch per type and per touchpoint, the named ones up to a limit."""
-    for (channel, kind, touchpoint), events in tally.items():
+def count_events(stats: dict[str, int], tally: dict[tuple[str, str, str | None], list[int]]) -> None:
+    """Count the events of a turn per type and per touchpoint, the named ones up to a limit: whichever came first."""
+    for (channel, kind, touchpoint), (events, _) in sorted(tally.items(), key=lambda counted: counted[1][1]):
         stats[f"events|{channel}|{kind}"] += events
         if touchpoint is None:
             continue

@@ -7,7 +7,7 @@ that one event named goes to `segue.identity`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -56,7 +56,7 @@ class Resolve:
     kind = "none"
     timed = False
     claims = True
-    portion = 100_000
+    portion: int | None = None
     topics: Sequence[str] = (*EVENT_TOPICS, COMMANDS)
 
     def __init__(
@@ -96,6 +96,9 @@ class Resolve:
         for arrival in self._arrivals:
             outputs += _emit(arrival, self._interactions)
         return outputs
+
+    def counters(self, shard: Shard) -> Mapping[str, int]:
+        return shard.stats
 
     def due(self, shards: list[Shard], now_ms: int) -> list[Output]:
         return []

@@ -5,7 +5,7 @@ Most steps match no rule and cost one look at their facts; only customers with a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 from msgspec import Raw, Struct
@@ -45,7 +45,7 @@ class Signals:
     kind = "sig"
     timed = False
     claims = False
-    portion = 100_000
+    portion: int | None = None
     topics: Sequence[str] = (JOURNEY_STEPS,)
 
     def __init__(self, store: ShardStore, rules: RuleBook) -> None:
@@ -146,6 +146,9 @@ class Signals:
         else:  # absorbed
             state.into = after
             yield _carrying(after, step, family.carried(state, after))
+
+    def counters(self, shard: Shard) -> Mapping[str, int]:
+        return shard.stats
 
     def due(self, shards: list[Shard], now_ms: int) -> list[Output]:
         return []

@@ -19,9 +19,9 @@ A crash between 3 and 4, a Redis that went back in time and an empty Redis are a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import msgspec
@@ -33,7 +33,7 @@ from segue.errors import Fenced, LogUnavailable, MemberLost, SegueError, StoreUn
 from segue.log.port import TP, Log, Member, Output, Polled, Record
 from segue.merge import TimeMerge
 from segue.metrics import Meter, Snapshot
-from segue.processor import Processor, Shard, portions
+from segue.processor import Portion, Processor, Shard, all_of, portions
 from segue.quarantine import Quarantine
 from segue.rejections import Limit, Rejections
 from segue.store.shards import Encoded, Fence, ShardStore, Write, encode_fence, encode_stats
@@ -398,21 +398,38 @@ class Engine:
         self, member: Member, shards: dict[TP, Shard], records: dict[TP, list[Record]], offsets: dict[TP, int]
     ) -> tuple[list[Output], list[Write]]:
         """All that the processor does, up to the bytes to write: only this can fail by a record's fault."""
-        processor = self.processor
+        size = self.processor.portion
         try:
             outputs: list[Output] = []
-            for portion, complete in portions(records, processor.portion):
-                batch = [(shards[tp], processor.read(shards[tp], found)) for tp, found in portion.items()]
-                self._go_on(member, wait=processor.claims)
-                processor.prepare(batch)
-                outputs += processor.apply(batch)
-                for tp, names in complete.items():
-                    self._encode(shards[tp], names)
+            if size is None or sum(map(len, records.values())) <= size:
+                outputs = self._portion(member, [(shards[tp], all_of(found)) for tp, found in records.items()])
+            else:
+                for tp, found in records.items():
+                    outputs += self._in_portions(member, shards[tp], found, size)
             return outputs, [self._write(shard, offsets[tp]) for tp, shard in shards.items()]
         except (SegueError, MemoryError):
             raise
         except Exception as error:
             raise _Failed from error
+
+    def _in_portions(self, member: Member, shard: Shard, records: list[Record], size: int) -> Iterator[Output]:
+        """Returns the outputs in the order of the records that they came of."""
+        found: list[Sequence[Output]] = [()] * len(records)
+        for portion in portions(records, size):
+            outputs, start = self._portion(member, [(shard, portion)]), 0
+            for place, end in zip(portion.places, shard.ends, strict=True):
+                found[place], start = outputs[start:end], end
+            self._encode(shard, portion.names)
+        return chain.from_iterable(found)
+
+    def _portion(self, member: Member, found: list[tuple[Shard, Portion]]) -> list[Output]:
+        processor = self.processor
+        batch = [(shard, processor.read(shard, portion.records)) for shard, portion in found]
+        for shard, portion in found:
+            shard.places = portion.places
+        self._go_on(member, wait=processor.claims)
+        processor.prepare(batch)
+        return processor.apply(batch)
 
     def _commit(self, member: Member, outputs: list[Output], offsets: dict[TP, int]) -> dict[TP, int] | None:
         """Begin to commit, or put it off when there is nothing to emit. Returns the offsets that are under way.
@@ -454,7 +471,7 @@ class Engine:
             expected=shard.fence,
             fence=encode_fence(Fence(shard.topic_id, shard.epoch, next_offset, shard.stream_time_ms)),
             documents=shard.encoded.documents,
-            stats=encode_stats(shard.stats),
+            stats=encode_stats(self.processor.counters(shard)),
             changed=shard.changed,
             wake=shard.wake,
             lines=shard.encoded.lines,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from msgspec import Struct, field
@@ -27,6 +27,8 @@ class Shard(Struct):
     """Records before this offset have been committed already: apply them, emit nothing."""
     stream_time_ms: int
     stats: Counter[str]
+    tally: dict[Any, list[int]] = field(default_factory=dict)
+    """What this turn adds to `stats`, by whatever the processor counts: how often, and where in the turn first."""
     documents: dict[str, Any] = field(default_factory=dict)
     dirty: dict[str, Any] = field(default_factory=dict)
     """Documents that changed in this turn, and are not encoded yet."""
@@ -39,6 +41,10 @@ class Shard(Struct):
     """When the log received the events of this batch: for the latency metric."""
     refused: list[int] = field(default_factory=list)
     """Offsets of this batch's records that count against the limit of rejections."""
+    places: Sequence[int] = ()
+    """Where in the turn the records of the portion at hand stand."""
+    ends: list[int] = field(default_factory=list)
+    """How many outputs the portion at hand had after each of its records."""
 
     def refuse(self, record: Record, why: Rejected, stage: str) -> Output:
         """Count a record that cannot be used and return its dead letter. `stage` is the processor."""
@@ -60,9 +66,9 @@ class Processor(Protocol):
     claims: bool
     """Whether `prepare` claims in Redis what is not committed yet (docs/adr/0005). What was claimed before must be
     committed by then: so the claims of one turn at most wait for their commit."""
-    portion: int
-    """So many records are read and applied at a time: few stay in the CPU's cache until their documents are encoded,
-    many share what `prepare` asks Redis."""
+    portion: int | None
+    """So many records are read and applied at a time, and those of one key together: their document stays in the CPU's
+    cache from the first of them until it is encoded. None: all of a turn, as received."""
 
     def shard_of(self, tp: TP) -> str:
         """The name of a partition's state in Redis."""
@@ -78,7 +84,12 @@ class Processor(Protocol):
         ...
 
     def apply(self, batch: list[tuple[Shard, list[Any]]]) -> list[Output]:
-        """Apply in memory: change documents, mark them dirty, count, and return what to emit."""
+        """Apply in memory: change documents, mark them dirty, count, and return what to emit. Who works in portions
+        notes `Shard.ends`."""
+        ...
+
+    def counters(self, shard: Shard) -> Mapping[str, int]:
+        """The shard's counters at the end of a turn."""
         ...
 
     def due(self, shards: list[Shard], now_ms: int) -> list[Output]:
@@ -115,18 +126,38 @@ def load_missing(
             missing[name, key].documents[key] = decode(name, key, raw)
 
 
-def portions(
-    records: dict[TP, list[Record]], size: int
-) -> Iterator[tuple[dict[TP, list[Record]], dict[TP, list[str]]]]:
-    """The records in portions; with each the keys that do not come again, which is what documents are named by."""
-    if sum(map(len, records.values())) <= size:
-        yield records, {}
-        return
-    for tp, found in records.items():
-        last = {record.key(): n for n, record in enumerate(found)}
-        complete: list[list[str]] = [[] for _ in range(0, len(found), size)]
-        for key, n in last.items():
-            if key is not None:
-                complete[n // size].append(key.decode(errors="replace"))
-        for at, names in enumerate(complete):
-            yield {tp: found[at * size : (at + 1) * size]}, {tp: names}
+class Portion(Struct):
+    """Records of one partition. `places` is where in the partition's turn they stand; `names` are their keys, none of
+    which comes again in this turn: the names of documents."""
+
+    records: list[Record]
+    places: Sequence[int]
+    names: list[str] = field(default_factory=list)
+
+
+def all_of(records: list[Record]) -> Portion:
+    """All of a partition's turn, as received."""
+    return Portion(records, range(len(records)))
+
+
+def portions(records: list[Record], size: int) -> Iterator[Portion]:
+    """The records in portions of whole keys: those of a key stay together and in order."""
+    by_key: dict[bytes | None, list[int]] = {}
+    for n, record in enumerate(records):
+        key = record.key()
+        there = by_key.get(key)
+        if there is None:
+            by_key[key] = [n]
+        else:
+            there.append(n)
+    places: list[int] = []
+    names: list[str] = []
+    for key, there in by_key.items():
+        places += there
+        if key is not None:
+            names.append(key.decode(errors="replace"))
+        if len(places) >= size:
+            yield Portion([records[n] for n in places], places, names)
+            places, names = [], []
+    if places:
+        yield Portion([records[n] for n in places], places, names)

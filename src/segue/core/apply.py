@@ -82,7 +82,8 @@ def apply(context: Context, interaction: Interaction, policy: Policy) -> Applied
     timers.watch_session(context, policy)
     if entry.item is not None or entry.type in timers.WATCHED:
         facts += timers.watch(context, entry, late, policy)
-    entry.late = late
+    if late:
+        entry.late = True
     line = _encode(entry)
     timeline.add(context, at, line, policy.keep_timeline)
     channel, received = entry.channel, entry.received_at_ms

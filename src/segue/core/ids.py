@@ -17,6 +17,9 @@ TIMER = bytes.fromhex("9f2c1b7e54d85a0c8b3e6f71d20a94c3")
 MERGE = bytes.fromhex("93b1a2c4a55e5d0f8d6c70b3e41f2a98")
 SIGNAL = bytes.fromhex("4be0643f1d985573b97cdca98a65347d")
 
+_blank_hash = blake2b(digest_size=8).copy
+"""A copy costs half of what making one anew does."""
+
 SEEN_WIDTH = 11
 """Characters per entry of the event-id window: 8 bytes of BLAKE2b in unpadded base64."""
 
@@ -30,4 +33,6 @@ def derive(namespace: bytes, name: str) -> str:
 
 def fingerprint(event_id: str) -> str:
     """Return the 11-character fingerprint under which an event id is remembered (see `core.window`)."""
-    return b2a_base64(blake2b(event_id.encode(), digest_size=8).digest()).decode()[:SEEN_WIDTH]
+    hashed = _blank_hash()
+    hashed.update(event_id.encode())
+    return b2a_base64(hashed.digest()).decode()[:SEEN_WIDTH]

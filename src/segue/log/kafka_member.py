@@ -128,6 +128,8 @@ class KafkaMember:
         self._closed = self._begun = False
         self._calls: queue.SimpleQueue[Callable[[], None] | None] | None = None
         self._answers: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self._to_end: Callable[[], None] | None = None
+        """Ends the transaction under way; it has not been called yet."""
         self._producer = Producer(
             common
             | PRODUCER
@@ -333,7 +335,7 @@ class KafkaMember:
                         pass
                 produce(producer, output)
             positions = [TopicPartition(*tp, offset, self._topic_ids.get(tp, "")) for tp, offset in offsets.items()]
-            self._end(positions, producer.commit_transaction)
+            self._to_end = self._ending(positions, producer.commit_transaction)
         except KafkaException as error:
             self._abort(error.args[0])
         except BaseException:  # whoever makes the outputs failed
@@ -341,24 +343,38 @@ class KafkaMember:
             raise
 
     def finished(self) -> bool:
+        # The client reports each record that was delivered, under Python's lock. Here, where the lock is at hand, that is
+        # quick; a thread that ends the transaction meanwhile would wait for the lock as many times.
+        if self._to_end is not None:
+            self._producer.poll(0)
+            if not len(self._producer):
+                self._end()
         return not self._answers.empty()
 
     def finish(self) -> None:
+        if self._to_end is not None:
+            self._end()
         try:
             self._wait()
         except KafkaException as error:
             self._abort(error.args[0])
 
-    def _end(self, positions: list[TopicPartition], end: Callable[[float], object]) -> None:
-        """Begin to send the offsets and to end the transaction; `_wait` tells what becomes of it."""
+    def _end(self) -> None:
+        """Begin to end the transaction; `_wait` tells what becomes of it."""
+        call, self._to_end = self._to_end, None
+        assert call is not None
+        self._aside(call)
+
+    def _ending(self, positions: list[TopicPartition], end: Callable[[float], object]) -> Callable[[], None]:
+        """Sends the offsets as the member that we are now, should another own these partitions by then; and ends."""
         producer, group = self._producer, self._consumer.consumer_group_metadata()
-        until = time.monotonic() + _TRANSACTION_S
 
         def both() -> None:
+            until = time.monotonic() + _TRANSACTION_S
             _retry(lambda left: producer.send_offsets_to_transaction(positions, group, left), until)
             _retry(end, until)
 
-        self._aside(both)
+        return both
 
     def _begin(self, tp: TP) -> None:
         """Abort a transaction with an offset in it, once per seat.
@@ -370,7 +386,7 @@ class KafkaMember:
         if not self._begun:
             self._guard(self._producer.begin_transaction)
             try:
-                self._end([TopicPartition(*tp, 0)], self._producer.abort_transaction)
+                self._aside(self._ending([TopicPartition(*tp, 0)], self._producer.abort_transaction))
                 self._wait()
             except KafkaException as error:
                 try:

@@ -202,23 +202,24 @@ class ContextProcessor:
         kind = entry.channel, entry.type, entry.touchpoint
         counted = shard.tally.get(kind)
         if counted is None:
-            shard.tally[kind] = [1, place]
-        else:
-            counted[0] += 1
-            if place < counted[1]:
-                counted[1] = place
+            counted = shard.tally[kind] = [0, place]
+        counted[0] += 1
+        counted[1] = place if place < counted[1] else counted[1]
         if outcome.late:
             shard.stats["late"] += 1
         for fired in outcome.due:
             self._step(shard, key, fired, outputs)
         self._step(shard, key, outcome, outputs, interaction.via)
-        now_behind, grace = context.received_at_ms - context.stream_time_ms, policy.grace_ms
-        if context.due_ms != due or (now_behind != behind and (now_behind > grace or behind > grace)):
-            wake = timers.wake_at(context, policy)
-            if wake != timers.wake_of(due, behind, policy):
-                shard.wake[key] = wake
+        if context.due_ms != due or context.received_at_ms - context.stream_time_ms != behind:
+            self._wake(shard, context, due, behind)
         if context.kin is not None:
             self._apply_to_part(shard, context, interaction)
+
+    def _wake(self, shard: Shard, context: Context, due: int, behind: int) -> None:
+        """Note when the customer's earliest deadline is reached, if that has changed from what these two made of it."""
+        wake = timers.wake_at(context, self._policy)
+        if wake != timers.wake_of(due, behind, self._policy):
+            shard.wake[context.customer_key] = wake
 
     def _timer(self, shard: Shard, timer: TimerDue, outputs: list[Output]) -> None:
         """Fire what is due; nothing, when the deadline was cancelled, moved or fired meanwhile."""

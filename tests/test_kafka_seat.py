@@ -261,6 +261,23 @@ def test_what_is_acknowledged_is_in_the_log_of_a_topic_that_was_only_just_made(
     log.close()
 
 
+def test_a_transaction_ends_though_its_process_computes_without_a_pause(kafka_bootstrap: str, unique: str) -> None:
+    """The client takes Python's lock for each delivered record. Whoever ends the transaction in another thread got it
+    once in 5 ms, and not at all while others let go of it for a moment again and again."""
+    log = KafkaLog(kafka_bootstrap)
+    log.create_topics([Topic(unique, 1, {})])
+    member = log.join(f"g{unique}", [unique], "one")
+    eventually(polled(member, lambda: bool(member._owned)), 30, "its partition")
+    member.begin((Output(unique, b"k", b"v" * 100) for _ in range(20_000)), {(unique, 0): 0})
+    until = time.monotonic() + 8
+    while not member.finished():
+        sum(range(20_000))  # half a millisecond of work
+        assert time.monotonic() < until, "20,000 records at 5 ms each would take 100 s"
+    member.finish()
+    assert sum(1 for _ in log.read(unique)) == 20_000
+    member.close()
+
+
 def test_a_process_that_stands_still_says_where_and_ends() -> None:
     stuck = """
 import time

@@ -78,20 +78,9 @@ def place(context: Context, entry: Entry, policy: Policy) -> tuple[Session | Non
         and last.started_at_ms <= at
         and not last.closed
         and entry.source_session_id is None
-    ):  # nearly always, so without a call; never late
-        session, channel = last, entry.channel
-        last.events += 1
-        if channel not in last.channels:
-            last.channels.append(channel)
-        if at > last.last_event_at_ms:
-            last.last_event_at_ms = at
-        reach = at + policy.channel_gaps_ms.get(channel, policy.session_gap_ms)
-        if context.holds or last.reach_ms:
-            _reach(context, last, reach, policy)
-        else:
-            longest = last.started_at_ms + policy.session_max_ms
-            until = reach if reach > last.until_ms else last.until_ms
-            last.until_ms = until if until < longest else longest
+    ):  # nearly always; never late
+        session = last
+        _gone_on(context, last, entry.channel, at, policy)
     elif _late(context, entry, policy):
         session, late = _covering(sessions, entry), True
     else:
@@ -139,6 +128,22 @@ def united(mine: Context, theirs: Context, policy: Policy) -> list[Fact]:
         session.closed = still_open.isdisjoint([session.session_id, *session.merged])
     del mine.sessions[: -policy.keep_sessions]
     return facts
+
+
+def _gone_on(context: Context, session: Session, channel: str, at: int, policy: Policy) -> None:
+    """`_counted` and `_extend` in one call, for the last session: nearly every event does this."""
+    session.events += 1
+    if channel not in session.channels:
+        session.channels.append(channel)
+    if at > session.last_event_at_ms:
+        session.last_event_at_ms = at
+    reach = at + policy.channel_gaps_ms.get(channel, policy.session_gap_ms)
+    if context.holds or session.reach_ms:
+        _reach(context, session, reach, policy)
+    else:
+        longest = session.started_at_ms + policy.session_max_ms
+        until = reach if reach > session.until_ms else session.until_ms
+        session.until_ms = until if until < longest else longest
 
 
 def _covering(sessions: list[Session], entry: Entry) -> Session | None:

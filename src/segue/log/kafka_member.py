@@ -343,8 +343,8 @@ class KafkaMember:
             raise
 
     def finished(self) -> bool:
-        # The client reports each record that was delivered, under Python's lock. Here, where the lock is at hand, that is
-        # quick; a thread that ends the transaction meanwhile would wait for the lock as many times.
+        # The client reports each delivered record under Python's lock. Here, where the lock is at hand, that is quick;
+        # a thread that ends the transaction while others compute would wait for the lock once for each of them.
         if self._to_end is not None:
             self._producer.poll(0)
             if not len(self._producer):

@@ -268,13 +268,14 @@ def test_a_transaction_ends_though_its_process_computes_without_a_pause(kafka_bo
     log.create_topics([Topic(unique, 1, {})])
     member = log.join(f"g{unique}", [unique], "one")
     eventually(polled(member, lambda: bool(member._owned)), 30, "its partition")
-    member.begin((Output(unique, b"k", b"v" * 100) for _ in range(20_000)), {(unique, 0): 0})
+    member.begin((Output(unique, b"k", b"v" * 100) for _ in range(60_000)), {(unique, 0): 0})
     until = time.monotonic() + 8
     while not member.finished():
-        sum(range(20_000))  # half a millisecond of work
-        assert time.monotonic() < until, "20,000 records at 5 ms each would take 100 s"
+        for _ in range(20_000):  # half a millisecond of work
+            pass
+        assert time.monotonic() < until, "60,000 times 5 ms"
     member.finish()
-    assert sum(1 for _ in log.read(unique)) == 20_000
+    assert sum(1 for _ in log.read(unique)) == 60_000
     member.close()
 
 

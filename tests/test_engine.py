@@ -30,6 +30,8 @@ from segue.log.port import TP, Member, Output, Record
 from segue.log.sqlite import SqliteLog
 from segue.metrics import FORGOTTEN_MS, Snapshot, decode
 from segue.processor import Shard, load_missing
+from segue.rebuild.replay import SilentEngine
+from segue.settings import Settings
 from segue.store.keys import METRICS, Layout
 from segue.store.shards import Fence, ShardStore, Write
 from segue.topics import INTERACTIONS, JOURNEY_STEPS, all_topics
@@ -737,3 +739,17 @@ def test_a_seat_that_never_finds_the_log_again_is_given_up(log: SqliteLog, redis
     engine.run()
     assert len(seats) == 2
     assert_exactly_once(log, redis_client, 400)
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 10_000_000])
+def test_a_silent_replay_reads_what_it_has_just_written(
+    log: SqliteLog, redis_client: redis.Redis, cache_bytes: int
+) -> None:
+    """A read waits for the write under way: that of the engine, whose store the processor must share."""
+    log.append(interactions(400))
+    silent = SilentEngine("context", Settings(), log, redis_client, LAYOUT, lambda _: None)
+    silent._engine._batch, silent._engine._cache_bytes = 40, cache_bytes
+    silent.run({(INTERACTIONS, p): end for p, (_, end) in log.bounds(INTERACTIONS).items()})
+    silent.close()
+    assert silent._engine.meter.counts["fence_surprises"] == 0
+    assert {sum(orjson.loads(raw)["channels"].values()) for raw in documents(redis_client).values()} == {20}

@@ -11,7 +11,7 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
-from segue.errors import MemberLost
+from segue.errors import Fenced, MemberLost
 from segue.log import kafka_ends, kafka_member
 from segue.log.kafka import KafkaLog
 from segue.log.kafka_ends import Ends
@@ -259,6 +259,25 @@ def test_what_is_acknowledged_is_in_the_log_of_a_topic_that_was_only_just_made(
     if member is not None:
         member.close()
     log.close()
+
+
+def test_who_loses_a_partition_between_the_two_ends_of_a_commit_is_refused(kafka_bootstrap: str, unique: str) -> None:
+    """By then it is of the group's newer generation, and the broker does not ask whose the partitions are."""
+    log = KafkaLog(kafka_bootstrap)
+    log.create_topics([Topic(unique, 2, {}), Topic(f"{unique}.out", 1, {})])
+    first = log.join(f"g{unique}", [unique], "one")
+    eventually(polled(first, lambda: len(first._owned) == 2), 30, "its partitions")
+    first.begin([Output(f"{unique}.out", b"k", b"not mine any more")], {(unique, 0): 1, (unique, 1): 1})
+    second = log.join(f"g{unique}", [unique], "two")
+    eventually(polled(first, polled(second, lambda: len(second._owned) == 1 == len(first._owned))), 30, "one each")
+    with pytest.raises(Fenced):
+        first.finish()
+    (mine,) = first._owned
+    first.commit([Output(f"{unique}.out", b"k", b"mine")], {mine: 1})
+    assert [record.value() for record in log.read(f"{unique}.out")] == [b"mine"]
+    assert first.committed([mine]) == {mine: 1}
+    first.close()
+    second.close()
 
 
 def test_a_transaction_ends_though_its_process_computes_without_a_pause(kafka_bootstrap: str, unique: str) -> None:

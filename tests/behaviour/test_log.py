@@ -374,6 +374,19 @@ def test_a_commit_that_breaks_off_leaves_nothing_behind_and_the_seat_goes_on(pla
     assert place.values(out) == [b"whole"]
 
 
+def test_a_commit_that_was_begun_is_whole_once_it_has_finished(place: Place) -> None:
+    topic, out = place.topic("t"), place.topic("out")
+    place.log.append(of_one_partition(2, topic))
+    with place.seat(topic) as seat:
+        seat.until_read(2)
+        for number in (1, 2):
+            seat.member.begin([Output(out, b"k", b"%d" % number)], {(topic, 0): number})
+            seat.until(seat.member.finished)
+            seat.member.finish()
+            assert seat.member.committed([(topic, 0)]) == {(topic, 0): number}
+            assert place.values(out) == [b"1", b"2"][:number]
+
+
 def test_a_reader_sees_a_commit_whole_or_not_at_all(place: Place) -> None:
     topic, out = place.topic("t"), place.topic("out", 2)
     seen_meanwhile: list[bytes | None] = []

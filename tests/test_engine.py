@@ -749,6 +749,17 @@ def test_a_silent_replay_reads_what_it_has_just_written(
     log.append(interactions(400))
     silent = SilentEngine("context", Settings(), log, redis_client, LAYOUT, lambda _: None)
     silent._engine._batch, silent._engine._cache_bytes = 40, cache_bytes
+    store: Any = silent._engine._store
+    send, answered, waiting = store._send, store._answered, list[Any]()
+
+    def answered_late() -> list[str]:
+        """As if each write were on its way until somebody asks for its answer."""
+        while waiting:
+            send(waiting.pop())
+        refused: list[str] = answered()
+        return refused
+
+    store._send, store._answered = waiting.append, answered_late
     silent.run({(INTERACTIONS, p): end for p, (_, end) in log.bounds(INTERACTIONS).items()})
     silent.close()
     assert silent._engine.meter.counts["fence_surprises"] == 0

@@ -19,7 +19,7 @@ from bench.report import Report, Row, progress
 from bench.stack import started
 from segue import metrics, runtime
 from segue.core.partition import partition_of
-from segue.log.kafka_member import produce
+from segue.log.kafka_transactions import produce
 from segue.log.port import Output
 from segue.settings import Settings
 from segue.store.connect import layout

@@ -22,7 +22,7 @@ from segue import runtime
 from segue.core import identity
 from segue.core.event import Identifier
 from segue.core.identity import MAX_ABSORBED
-from segue.log.kafka_member import produce
+from segue.log.kafka_transactions import produce
 from segue.log.port import Output
 from segue.settings import Settings
 from segue.store.connect import layout

@@ -13,7 +13,8 @@ from typing import Any
 from confluent_kafka import Producer, TopicPartition
 
 from segue.log import kafka
-from segue.log.kafka_member import KafkaMember, produce
+from segue.log.kafka_member import KafkaMember
+from segue.log.kafka_transactions import produce
 from segue.log.port import TP, Output
 from segue.store.resp import command
 from segue.store.shards import ShardStore, _sent, _UnderWay

@@ -161,7 +161,7 @@ class ContextProcessor:
         outputs: list[Output] = []
         for shard, decoded in batch:
             shard.ends = ends = []
-            for place, found in zip(shard.places, decoded, strict=True):
+            for place, found in zip(shard.places or range(len(decoded)), decoded, strict=True):
                 if type(found) is Interaction:
                     self._one(shard, found, outputs, place)
                 elif isinstance(found, TimerDue):

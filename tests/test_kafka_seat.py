@@ -12,10 +12,11 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from segue.errors import Fenced, MemberLost
-from segue.log import kafka_ends, kafka_member
+from segue.log import kafka_ends, kafka_transactions
 from segue.log.kafka import KafkaLog
 from segue.log.kafka_ends import Ends
 from segue.log.kafka_member import KafkaMember
+from segue.log.kafka_transactions import Transactions
 from segue.log.port import TP, Output
 from segue.topics import Topic
 from tests.support.kafka_broker import KafkaBroker
@@ -186,9 +187,9 @@ def test_an_offset_of_a_topic_that_is_no_more_is_none_of_its_successor(kafka_boo
 
 def test_a_transaction_that_was_given_up_half_way_costs_the_seat() -> None:
     """Its producer would take nothing but the same call again."""
-    member = KafkaMember.__new__(KafkaMember)
+    transactions = Transactions.__new__(Transactions)
     with pytest.raises(MemberLost):
-        member._abort(KafkaError(KafkaError._TIMED_OUT, "commit timed out", False, True))
+        transactions._abort(KafkaError(KafkaError._TIMED_OUT, "commit timed out", False, True))
 
 
 def test_an_abort_that_was_given_up_half_way_costs_the_seat_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,11 +197,11 @@ def test_an_abort_that_was_given_up_half_way_costs_the_seat_too(monkeypatch: pyt
         def abort_transaction(self, timeout: float) -> None:
             raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "abort timed out", False, True))
 
-    monkeypatch.setattr(kafka_member, "_TRANSACTION_S", 0.0)
-    member = KafkaMember.__new__(KafkaMember)
-    member._producer = Stuck()
+    monkeypatch.setattr(kafka_transactions, "TRANSACTION_S", 0.0)
+    transactions = Transactions.__new__(Transactions)
+    transactions._producer = Stuck()
     with pytest.raises(MemberLost):
-        member._abort(KafkaError(KafkaError._TRANSPORT, "no broker", False, False))
+        transactions._abort(KafkaError(KafkaError._TRANSPORT, "no broker", False, False))
 
 
 def test_a_partition_that_ends_with_a_transactions_mark_is_read_to_its_end(

@@ -9,7 +9,7 @@ For the records of one poll, in this order (docs/adr/0002):
 
 While there is a backlog, the log commits (3) and Redis writes (4) while the next records are read and applied (1, 2).
 The order stays: nothing is written before its commit has ended, and nothing of the next records is committed before
-Redis has answered. So at most one turn is committed and not known to be in Redis (docs/adr/0017).
+Redis has answered. So at most one turn is committed and not known to be in Redis (docs/adr/0018).
 
 Whatever fails, the shards concerned are dropped from memory and restored: raise the owner epoch in the
 fence, read on from the fence's offset, and apply WITHOUT emitting up to the offset that was committed.
@@ -19,9 +19,9 @@ A crash between 3 and 4, a Redis that went back in time and an empty Redis are a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import chain, islice
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -33,10 +33,11 @@ from segue.errors import Fenced, LogUnavailable, MemberLost, SegueError, StoreUn
 from segue.log.port import TP, Log, Member, Output, Polled, Record
 from segue.merge import TimeMerge
 from segue.metrics import Meter, Snapshot
-from segue.processor import Portion, Processor, Shard, all_of, portions
+from segue.processor import Processor, Shard
 from segue.quarantine import Quarantine
 from segue.rejections import Limit, Rejections
-from segue.store.shards import Encoded, Fence, ShardStore, Write, encode_fence, encode_stats
+from segue.store.shards import Encoded, Fence, ShardStore, Write
+from segue.turn import applied
 
 REPORT_S = 0.2
 COMMIT_S = 1.0
@@ -398,38 +399,13 @@ class Engine:
         self, member: Member, shards: dict[TP, Shard], records: dict[TP, list[Record]], offsets: dict[TP, int]
     ) -> tuple[list[Output], list[Write]]:
         """All that the processor does, up to the bytes to write: only this can fail by a record's fault."""
-        size = self.processor.portion
+        processor = self.processor
         try:
-            outputs: list[Output] = []
-            if size is None or sum(map(len, records.values())) <= size:
-                outputs = self._portion(member, [(shards[tp], all_of(found)) for tp, found in records.items()])
-            else:
-                for tp, found in records.items():
-                    outputs += self._in_portions(member, shards[tp], found, size)
-            return outputs, [self._write(shard, offsets[tp]) for tp, shard in shards.items()]
+            return applied(processor, shards, records, offsets, lambda: self._go_on(member, wait=processor.claims))
         except (SegueError, MemoryError):
             raise
         except Exception as error:
             raise _Failed from error
-
-    def _in_portions(self, member: Member, shard: Shard, records: list[Record], size: int) -> Iterator[Output]:
-        """Returns the outputs in the order of the records that they came of."""
-        found: list[Sequence[Output]] = [()] * len(records)
-        for portion in portions(records, size):
-            outputs, start = self._portion(member, [(shard, portion)]), 0
-            for place, end in zip(portion.places, shard.ends, strict=True):
-                found[place], start = outputs[start:end], end
-            self._encode(shard, portion.names)
-        return chain.from_iterable(found)
-
-    def _portion(self, member: Member, found: list[tuple[Shard, Portion]]) -> list[Output]:
-        processor = self.processor
-        batch = [(shard, processor.read(shard, portion.records)) for shard, portion in found]
-        for shard, portion in found:
-            shard.places = portion.places
-        self._go_on(member, wait=processor.claims)
-        processor.prepare(batch)
-        return processor.apply(batch)
 
     def _commit(self, member: Member, outputs: list[Output], offsets: dict[TP, int]) -> dict[TP, int] | None:
         """Begin to commit, or put it off when there is nothing to emit. Returns the offsets that are under way.
@@ -454,28 +430,6 @@ class Engine:
                 log.info("partitions passed to another owner", processor=self.processor.name, why=str(error))
             self._pending = {}
             self._committed_at = time.monotonic()
-
-    def _encode(self, shard: Shard, names: Iterable[str]) -> None:
-        """Encode those of the documents that have changed."""
-        dirty = {name: shard.dirty.pop(name) for name in names if name in shard.dirty}
-        encoded = self.processor.encode(shard.name, dirty)
-        shard.encoded.documents.update(encoded.documents)
-        shard.encoded.lines += encoded.lines
-        for name, document in dirty.items():
-            shard.changed[name] = document.revision
-
-    def _write(self, shard: Shard, next_offset: int) -> Write:
-        self._encode(shard, list(shard.dirty))
-        return Write(
-            shard=shard.name,
-            expected=shard.fence,
-            fence=encode_fence(Fence(shard.topic_id, shard.epoch, next_offset, shard.stream_time_ms)),
-            documents=shard.encoded.documents,
-            stats=encode_stats(self.processor.counters(shard)),
-            changed=shard.changed,
-            wake=shard.wake,
-            lines=shard.encoded.lines,
-        )
 
     def _trim(self, writes: list[Write]) -> None:
         """Keep the cache within its limit, going by what was written lately: of each shard the oldest half goes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from msgspec import Struct, field
@@ -42,7 +42,7 @@ class Shard(Struct):
     refused: list[int] = field(default_factory=list)
     """Offsets of this batch's records that count against the limit of rejections."""
     places: Sequence[int] = ()
-    """Where in the turn the records of the portion at hand stand."""
+    """Where in the turn the records of the portion at hand stand; empty: one after the other."""
     ends: list[int] = field(default_factory=list)
     """How many outputs the portion at hand had after each of its records."""
 
@@ -124,40 +124,3 @@ def load_missing(
     for (name, key), raw in zip(wanted, store.load(wanted, fences), strict=True):
         if raw is not None:
             missing[name, key].documents[key] = decode(name, key, raw)
-
-
-class Portion(Struct):
-    """Records of one partition. `places` is where in the partition's turn they stand; `names` are their keys, none of
-    which comes again in this turn: the names of documents."""
-
-    records: list[Record]
-    places: Sequence[int]
-    names: list[str] = field(default_factory=list)
-
-
-def all_of(records: list[Record]) -> Portion:
-    """All of a partition's turn, as received."""
-    return Portion(records, range(len(records)))
-
-
-def portions(records: list[Record], size: int) -> Iterator[Portion]:
-    """The records in portions of whole keys: those of a key stay together and in order."""
-    by_key: dict[bytes | None, list[int]] = {}
-    for n, record in enumerate(records):
-        key = record.key()
-        there = by_key.get(key)
-        if there is None:
-            by_key[key] = [n]
-        else:
-            there.append(n)
-    places: list[int] = []
-    names: list[str] = []
-    for key, there in by_key.items():
-        places += there
-        if key is not None:
-            names.append(key.decode(errors="replace"))
-        if len(places) >= size:
-            yield Portion([records[n] for n in places], places, names)
-            places, names = [], []
-    if places:
-        yield Portion([records[n] for n in places], places, names)

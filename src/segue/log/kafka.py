@@ -23,8 +23,9 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
 from segue.errors import LogUnavailable, SettingsError
-from segue.log.kafka_member import KafkaMember, produce
+from segue.log.kafka_member import KafkaMember
 from segue.log.kafka_reader import KafkaReader
+from segue.log.kafka_transactions import produce
 from segue.log.port import TP, Output, Record
 from segue.topics import PRODUCER, Topic
 

@@ -1,15 +1,9 @@
-"""A seat in a Kafka consumer group, with the right to commit outputs and offsets together.
-
-Exactly once between topics rests on KIP-447: one transactional producer per process, and the group's
-metadata sent with the offsets, so that the broker refuses the commit of a member that lost its partitions.
-"""
+"""A seat in a Kafka consumer group, with the right to commit outputs and offsets: by `log.kafka_transactions`."""
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -19,7 +13,6 @@ from confluent_kafka import (
     Consumer,
     KafkaError,
     KafkaException,
-    Producer,
     TopicCollection,
     TopicPartition,
 )
@@ -27,20 +20,12 @@ from confluent_kafka.admin import AdminClient
 
 from segue.errors import Fenced, LogUnavailable, MemberLost
 from segue.log.kafka_ends import Ends
+from segue.log.kafka_transactions import TRANSACTION_S, Transactions
 from segue.log.port import TP, Output, Polled, Record
-from segue.topics import MAX_RECORD_BYTES, PRODUCER
+from segue.topics import MAX_RECORD_BYTES
 
-_OWNERSHIP_LOST = {
-    KafkaError.ILLEGAL_GENERATION,
-    KafkaError.UNKNOWN_MEMBER_ID,
-    KafkaError.REBALANCE_IN_PROGRESS,
-    KafkaError.FENCED_INSTANCE_ID,
-}
 _SEAT_LOST = {KafkaError._MAX_POLL_EXCEEDED, KafkaError._FATAL}
 """From then on a consumer gives nothing more. `_FATAL` is what another's taking of the seat's name comes as."""
-
-_TRANSACTION_S = 10.0
-"""How long the end of a transaction may be retried before it is given up: the broker's own limit for all of it."""
 
 _SETTLE_S = 0.002
 """A small fetch is taken apart partition by partition within this time; then all of it is there to be ordered."""
@@ -48,32 +33,10 @@ _SETTLE_S = 0.002
 _MANY = 500
 """From so many records on it may not be; then the broker is asked, which costs 4 ms and is shared by all of them."""
 
-_JOIN_S = 10.0
-
-_IDLE_MS = 2000
-"""When the node that coordinated the group is gone from the cluster, sending offsets waits for it, and looks again only
-when the state of some other connection changes (librdkafka 2.16, its issue 5511): closing idle ones does that. An
-answer takes less, or no transaction would end in time."""
 _KNOWN_S = 3.0
 """How long the nodes of the cluster that a client knows may take to answer, before another client asks."""
 _SILENCE_S, _REACH_S, _GIVE_UP_S = 2.0, 1.0, 4.0
 """After so long without anything from the broker it is asked for a sign; so long at a time; and so long in all."""
-
-
-def produce(producer: Producer, output: Output, delivered: Callable[..., None] | None = None) -> None:
-    """Hand a record to a producer; waits while its queue is full."""
-    headers = output.headers
-    while True:
-        try:
-            if headers is None and delivered is None:
-                producer.produce(output.topic, output.value, output.key, output.partition)
-            else:
-                producer.produce(
-                    output.topic, output.value, output.key, output.partition, on_delivery=delivered, headers=headers
-                )
-            return
-        except BufferError:  # the queue is full: let deliveries out
-            producer.poll(0.05)
 
 
 def topic_ids(admin: AdminClient, common: dict[str, Any], topics: Iterable[str]) -> dict[str, str]:
@@ -83,7 +46,7 @@ def topic_ids(admin: AdminClient, common: dict[str, Any], topics: Iterable[str])
     except (KafkaException, TimeoutError):
         pass  # it may go on to wait for a node that has left the cluster; a new client knows of none
     try:
-        return _topic_ids(AdminClient(common), topics, _TRANSACTION_S)
+        return _topic_ids(AdminClient(common), topics, TRANSACTION_S)
     except KafkaException as error:
         raise LogUnavailable(f"ids of topics: {error.args[0].str()}") from error
     except TimeoutError as error:
@@ -96,7 +59,7 @@ def _topic_ids(admin: AdminClient, topics: Iterable[str], timeout_s: float) -> d
 
 
 class KafkaMember:
-    """`port.Member`: a consumer in a group and a transactional producer."""
+    """`port.Member`: a consumer in a group, and the transactions of its name."""
 
     def __init__(
         self,
@@ -126,24 +89,7 @@ class KafkaMember:
         self._several = len(topics) > 1
         self._owned: set[TP] = set()
         self._closed = self._begun = False
-        self._calls: queue.SimpleQueue[Callable[[], None] | None] | None = None
-        self._answers: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-        self._to_end: Callable[[], None] | None = None
-        """Ends the transaction under way; it has not been called yet."""
-        self._producer = Producer(
-            common
-            | PRODUCER
-            | {
-                "transactional.id": f"{group}.{instance}",
-                "transaction.timeout.ms": 10_000,
-                "linger.ms": 0,  # commit flushes anyway
-                "connections.max.idle.ms": _IDLE_MS,
-                # A transaction that follows at once finds the last one still being completed; ask again soon.
-                "retry.backoff.ms": 2,
-                "queue.buffering.max.messages": 1_000_000,
-            }
-        )
-        self._guard(lambda: self._producer.init_transactions(_JOIN_S))
+        self._transactions = Transactions(common, bootstrap, f"{group}.{instance}")
         # A process that comes back under its name takes its seat again, instead of waiting for its old self to expire.
         seat = {"group.instance.id": instance} if keeps_name else {}
         self._consumer = Consumer(
@@ -286,9 +232,11 @@ class KafkaMember:
     def committed(self, tps: Sequence[TP]) -> dict[TP, int | None]:
         if not tps:
             return {}
-        self._begin(tps[0])
+        if not self._begun:  # once per seat
+            self._transactions.end_what_is_left(TopicPartition(*tps[0], 0), self._consumer.consumer_group_metadata())
+            self._begun = True
         try:
-            found = self._consumer.committed([TopicPartition(*tp) for tp in tps], timeout=_TRANSACTION_S)
+            found = self._consumer.committed([TopicPartition(*tp) for tp in tps], timeout=TRANSACTION_S)
         except KafkaException as error:
             cause = error.args[0]
             if cause.code() == KafkaError._TIMED_OUT:
@@ -322,152 +270,18 @@ class KafkaMember:
         lost = offsets.keys() - self._owned
         if lost:
             raise Fenced(f"{len(lost)} partitions have another owner now")
-        producer = self._producer
-        self._guard(producer.begin_transaction)
-        try:
-            send = producer.produce
-            for output in outputs:
-                if output.headers is None:  # nearly always, so without another call
-                    try:
-                        send(output.topic, output.value, output.key, output.partition)
-                        continue
-                    except BufferError:
-                        pass
-                produce(producer, output)
-            positions = [TopicPartition(*tp, offset, self._topic_ids.get(tp, "")) for tp, offset in offsets.items()]
-            self._to_end = self._ending(positions, producer.commit_transaction)
-        except KafkaException as error:
-            self._abort(error.args[0])
-        except BaseException:  # whoever makes the outputs failed
-            self._guard(lambda: _retry(producer.abort_transaction))
-            raise
+        positions = [TopicPartition(*tp, offset, self._topic_ids.get(tp, "")) for tp, offset in offsets.items()]
+        self._transactions.begin(outputs, positions, self._consumer.consumer_group_metadata())
 
     def finished(self) -> bool:
-        # The client reports each delivered record under Python's lock. Here, where the lock is at hand, that is quick;
-        # a thread that ends the transaction while others compute would wait for the lock once for each of them.
-        if self._to_end is not None:
-            self._producer.poll(0)
-            if not len(self._producer):
-                self._end()
-        return not self._answers.empty()
+        return self._transactions.finished()
 
     def finish(self) -> None:
-        if self._to_end is not None:
-            self._end()
-        try:
-            self._wait()
-        except KafkaException as error:
-            self._abort(error.args[0])
-
-    def _end(self) -> None:
-        """Begin to end the transaction; `_wait` tells what becomes of it."""
-        call, self._to_end = self._to_end, None
-        assert call is not None
-        self._aside(call)
-
-    def _ending(self, positions: list[TopicPartition], end: Callable[[float], object]) -> Callable[[], None]:
-        """Sends the offsets as the member that we are now, should another own these partitions by then; and ends."""
-        producer, group = self._producer, self._consumer.consumer_group_metadata()
-
-        def both() -> None:
-            until = time.monotonic() + _TRANSACTION_S
-            _retry(lambda left: producer.send_offsets_to_transaction(positions, group, left), until)
-            _retry(end, until)
-
-        return both
-
-    def _begin(self, tp: TP) -> None:
-        """Abort a transaction with an offset in it, once per seat.
-
-        An offset that this name's last producer sent in the moment in which its transaction was ended by another can
-        stay pending for good, and committed offsets are not told beside one (Kafka 4.3). The end of any later
-        transaction of the same name ends it too. A marker that the broker skipped leaves the same (docs/adr/0015).
-        """
-        if not self._begun:
-            self._guard(self._producer.begin_transaction)
-            try:
-                self._aside(self._ending([TopicPartition(*tp, 0)], self._producer.abort_transaction))
-                self._wait()
-            except KafkaException as error:
-                try:
-                    self._abort(error.args[0])
-                except Fenced as others:  # the group changes: what we were given is not ours any more
-                    raise LogUnavailable(str(others)) from others
-            self._begun = True
-
-    def _aside(self, call: Callable[[], None]) -> None:
-        """Make a call in a thread of its own kind, for `_wait` to wait for. Whoever begins has time for other work, and
-        sending offsets hangs for good, whatever time it is given, when the client lost its only broker meanwhile
-        (librdkafka 2.16)."""
-        if self._calls is None:
-            self._calls = queue.SimpleQueue()
-            threading.Thread(target=_serve, args=(self._calls, self._answers), name="offsets", daemon=True).start()
-        self._calls.put(call)
-
-    def _wait(self) -> None:
-        """What became of the call aside. One that does not come back costs the seat, and its thread is left behind: not
-        before the call's own time is over, for one that still lives could meet its successor at the broker."""
-        try:
-            error = self._answers.get(timeout=_TRANSACTION_S + 2 * _REACH_S)
-        except queue.Empty:
-            raise MemberLost("the producer does not come back from the end of a transaction") from None
-        if error is not None:
-            raise error
-
-    def _abort(self, error: KafkaError) -> None:
-        """End a failed transaction and say whose fault it was. Never returns.
-
-        Only when the group refused it, and all else went well, may this producer begin another one. Requests of a
-        transaction that failed may still be under way, and what comes next has their epoch and their numbers: it could
-        be taken for a repetition, or they for a part of it (before KIP-890, which librdkafka does not speak yet). A new
-        seat's producer has an epoch of its own, and whatever the old one sent is refused.
-        """
-        if error.code() not in _OWNERSHIP_LOST or error.fatal() or error.retriable():
-            raise MemberLost(f"transaction failed: {error.str()}")
-        try:
-            _retry(self._producer.abort_transaction)
-        except KafkaException as failed:
-            raise MemberLost(f"producer: {failed.args[0].str()}") from failed
-        raise Fenced(error.str())
-
-    def _guard(self, call: Callable[[], object]) -> None:
-        try:
-            call()
-        except KafkaException as error:
-            cause = error.args[0]
-            if cause.fatal() or not cause.retriable():
-                raise MemberLost(f"no Kafka at {self._bootstrap}, or it refused: {cause.str()}") from error
-            raise LogUnavailable(f"no Kafka at {self._bootstrap}: {cause.str()}") from error
+        self._transactions.finish()
 
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            if self._calls is not None:
-                self._calls.put(None)
+            self._transactions.close()
             with suppress(KafkaException):  # one that failed for good does not leave in order
                 self._consumer.close()
-
-
-def _retry(call: Callable[[float], object], until: float | None = None) -> None:
-    """Make a call, which takes the seconds it may last, until it succeeds or it is `until` (monotonic s)."""
-    until = time.monotonic() + _TRANSACTION_S if until is None else until
-    while True:
-        try:
-            call(max(_REACH_S, until - time.monotonic()))
-            return
-        except KafkaException as error:
-            if not error.args[0].retriable() or time.monotonic() > until:
-                raise
-
-
-def _serve(
-    calls: queue.SimpleQueue[Callable[[], None] | None], answers: queue.SimpleQueue[BaseException | None]
-) -> None:
-    """Make each call and answer with what it raised, until there is none."""
-    while (call := calls.get()) is not None:
-        try:
-            call()
-        except BaseException as error:
-            answers.put(error)
-        else:
-            answers.put(None)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +22,7 @@ import msgspec
 import pytest
 import redis
 
+from segue.api import app as api_app
 from segue.api import models
 from segue.api.problems import KINDS
 from segue.client import event
@@ -520,6 +522,40 @@ def test_the_server_stops_within_three_seconds_with_streams_open(stack: Embedded
         for stream in streams:
             assert stream.ended()
             stream.close()
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="only Linux cuts off who takes nothing")
+def test_a_client_that_stops_reading_is_cut_off_and_one_that_has_nothing_to_read_is_not(
+    stack: EmbeddedStack, api: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api_app, "STALLED_S", 1)
+    busy, quiet = who(), who()
+    send(api, an_event(busy), an_event(quiet))
+    stack.drain()
+    with (
+        ApiServer(stack.settings) as server,
+        socket.socket() as stalled,
+        SseClient(f"{server.url}/v1/customers/user_id:{quiet}/stream") as waiting,
+    ):
+        waiting.next()
+        stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        stalled.connect(("127.0.0.1", int(server.url.rpartition(":")[2])))
+        stalled.sendall(f"GET /v1/customers/user_id:{busy}/stream HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        streams = re.compile(r"^segue_api_streams (\d+)", re.MULTILINE)
+
+        def more_until(count: str) -> Callable[[], bool]:
+            def look() -> bool:
+                send(api, an_event(busy, text="n" * 1000))
+                found = streams.search(httpx.get(f"{server.url}/metrics").text)
+                return found is not None and found[1] == count
+
+            return look
+
+        eventually(more_until("2"), 10, "both streams")
+        eventually(more_until("1"), 60, "the end of the one that is not read")
+        assert waiting.nothing_for(1.5)
+        send(api, an_event(quiet))
+        assert waiting.next().id == "2"
 
 
 # --- outages

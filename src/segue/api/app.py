@@ -20,6 +20,9 @@ from segue.settings import Settings
 
 STOP_S = 2
 """How long answers under way may take when the server stops. Streams are ended at once."""
+STALLED_S = 30
+"""A client that takes nothing for so long of what is there for it is cut off, by the system; not one for whom there is
+nothing."""
 _BACKLOG = 2048
 KEEP_ALIVE_S = 65
 """Longer than the usual idle time of clients and proxies, so that they close a connection, not we under them."""
@@ -116,6 +119,8 @@ def listen(settings: Settings) -> socket.socket:
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; what is accepted has it too
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALLED_S * 1000)
         sock.bind((host, port))
         sock.listen(_BACKLOG)
     except OSError as error:

@@ -552,7 +552,7 @@ def test_a_client_that_stops_reading_is_cut_off_and_one_that_has_nothing_to_read
             return look
 
         eventually(more_until("2"), 10, "both streams")
-        eventually(more_until("1"), 60, "the end of the one that is not read")
+        eventually(more_until("1"), 15, "the end of the one that is not read")
         assert waiting.nothing_for(1.5)
         send(api, an_event(quiet))
         assert waiting.next().id == "2"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import traceback
 
+import anyio
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.requests import ClientDisconnect
@@ -69,6 +70,8 @@ class Edge:
         except ClientDisconnect:  # nobody is there to be answered
             return
         except Exception as error:
+            if started and _left(error):
+                return
             response = self._fault(scope, error)
             if started:  # the answer is broken off; the server closes the connection
                 return
@@ -98,6 +101,13 @@ class Edge:
         )
         problem = Problem("internal-error", "The request met a defect and was not completed.")
         return problem.response(instance=instance)
+
+
+def _left(error: BaseException) -> bool:
+    """Whether a client left in the middle of a stream, with something on its way to it (FastAPI raises this then)."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(_left(each) for each in error.exceptions)
+    return isinstance(error, anyio.BrokenResourceError | anyio.ClosedResourceError)
 
 
 def _template(scope: Scope) -> str:

@@ -30,8 +30,7 @@ def add(context: Context, at_ms: int, entry: bytes, keep: int) -> None:
         while index and _line.decode(timeline[index - 1]).event_time_ms > at_ms:
             index -= 1
         timeline.insert(index, entry)
-    if len(timeline) > keep:
-        timeline.keep(keep)
+    timeline.keep(keep)
 
 
 def since(context: Context, at_ms: int) -> Iterator[Line]:

@@ -19,6 +19,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from bench.report import progress
+from bench.worker import cpu_s
 from segue import runtime
 from segue.embedded.valkey import EmbeddedValkey
 from segue.log.port import Output
@@ -31,7 +32,6 @@ SERVER_JVM = ("-Xms768m", "-Xmx768m", "-XX:+UseSerialGC")
 
 PATIENCE_S = 180.0
 """How long a measured process may say nothing."""
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 Found = dict[str, float]
 """What a run measured: `per_s`, `cpu_us` and so on; `servers_us` is the CPU of broker and store per event."""
@@ -119,7 +119,7 @@ class Stack:
         return found
 
     def _servers_cpu_s(self) -> float:
-        return sum(_cpu_s(pid) for pid in self.servers)
+        return sum(cpu_s(pid) for pid in self.servers)
 
 
 def worker_command(what: str, count: int, *options: str) -> list[str]:
@@ -145,14 +145,6 @@ def _ended_when_silent(child: subprocess.Popen[str]) -> Iterator[Callable[[], No
         yield heard
     finally:
         over.set()
-
-
-def _cpu_s(pid: int) -> float:
-    try:
-        parts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:  # not Linux
-        return 0.0
-    return (int(parts[11]) + int(parts[12])) / _TICKS_PER_S
 
 
 @contextmanager

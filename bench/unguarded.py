@@ -16,8 +16,8 @@ from segue.log import kafka
 from segue.log.kafka_member import KafkaMember
 from segue.log.kafka_transactions import produce
 from segue.log.port import TP, Output
-from segue.store.resp import command
-from segue.store.shards import ShardStore, _sent, _UnderWay
+from segue.store.resp import command, sent
+from segue.store.shards import ShardStore, _UnderWay
 from segue.topics import MAX_RECORD_BYTES
 
 
@@ -54,7 +54,7 @@ def plain_send(store: ShardStore, under_way: _UnderWay) -> None:
     """Send the writes with no condition and no MULTI, in one round trip."""
     commands = [raw for write in under_way.writes for raw in store._commands(write)]
     fences = [store.layout.fence(write.shard, store.processor) for write in under_way.writes]
-    under_way.commands = _sent(under_way.connection, [*commands, command("MGET", *fences)])  # a list is awaited last
+    under_way.commands = sent(under_way.connection, [*commands, command("MGET", *fences)])  # a list is awaited last
 
 
 def take_away(parts: Iterable[str]) -> None:

@@ -14,7 +14,7 @@ import statistics
 import sys
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -33,13 +33,17 @@ INPUTS = {
     "signals": ((JOURNEY_STEPS,), StepView),
 }
 TELL_EVERY_S = 0.5
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class Watch:
-    """Takes the time between the warm-up and all of `count` events. `warm` is a share of them."""
+    """Takes the time between the warm-up and all of `count` events. `warm` is a share of them.
 
-    def __init__(self, count: int, warm: float) -> None:
-        self.count, self._warm = count, int(count * warm)
+    It watches this process, or others (Linux only).
+    """
+
+    def __init__(self, count: int, warm: float, others: Sequence[int] = ()) -> None:
+        self.count, self._warm, self._others = count, int(count * warm), others
         self._from: tuple[int, float, float] | None = None
         self._told = 0.0
         self.latencies_ms: list[int] = []
@@ -52,7 +56,7 @@ class Watch:
     def done(self, so_far: int) -> bool:
         """Whether all has been handled; starts the clock once warm."""
         if self._from is None and so_far >= self._warm:
-            self._from = so_far, time.perf_counter(), time.process_time()
+            self._from = so_far, time.perf_counter(), self._cpu_s()
             tell({"warm": so_far})
         elif time.perf_counter() > self._told + TELL_EVERY_S:
             self._told = time.perf_counter()
@@ -72,14 +76,18 @@ class Watch:
             raise SystemExit(f"{first} of {self.count} events came in the first turns: too few are left; give --events")
         found = {
             "per_s": events / (time.perf_counter() - wall),
-            "cpu_us": (time.process_time() - cpu) / events * 1e6,
-            "rss_mb": resident_mb(),
-            "rss_max_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "cpu_us": (self._cpu_s() - cpu) / events * 1e6,
+            "rss_mb": sum(map(resident_mb, self._others or ["self"])),
         }
+        if not self._others:
+            found["rss_max_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         if len(self.latencies_ms) > 100:
             cut = statistics.quantiles(self.latencies_ms, n=100)
             found |= {"p50_ms": cut[49], "p95_ms": cut[94], "p99_ms": cut[98]}
         return found
+
+    def _cpu_s(self) -> float:
+        return sum(map(cpu_s, self._others)) if self._others else time.process_time()
 
 
 def tell(line: dict[str, float]) -> None:
@@ -87,10 +95,19 @@ def tell(line: dict[str, float]) -> None:
     sys.stdout.flush()
 
 
-def resident_mb() -> float:
-    """Memory of this process now; 0 where the system does not say."""
+def cpu_s(pid: int) -> float:
+    """CPU time of a process so far; 0 where the system does not say."""
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+        parts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:  # not Linux
+        return 0.0
+    return (int(parts[11]) + int(parts[12])) / _TICKS_PER_S
+
+
+def resident_mb(pid: int | str = "self") -> float:
+    """Memory of a process now; 0 where the system does not say."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
     except OSError:
         return 0.0
 

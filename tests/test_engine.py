@@ -25,7 +25,7 @@ from segue.core.event import Identifier
 from segue.core.interaction import Entry, Interaction
 from segue.core.lineage import Merge, Transfer
 from segue.engine import Engine
-from segue.errors import Fenced, LogUnavailable, MemberLost, StoreUnavailable
+from segue.errors import Fenced, LogUnavailable, MemberLost, StoreUnavailable, WentBack
 from segue.log.port import TP, Member, Output, Record
 from segue.log.sqlite import SqliteLog
 from segue.metrics import FORGOTTEN_MS, Snapshot, decode
@@ -303,6 +303,72 @@ def test_a_commit_that_ends_while_the_next_turn_is_applied_is_whole_or_is_done_a
         assert after != "write" or before in ("committed", "write"), done  # nothing is written before its commit
     assert engine.meter.counts["fence_surprises"] == 0
     assert_exactly_once(log, redis_client, 400)
+
+
+def test_a_turn_reads_its_documents_at_once_and_before_the_write_before_it_is_sent(
+    log: SqliteLog, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Customers come by in turn, and the cache holds next to nothing: what a turn needs was written two turns ago."""
+    done: list[str] = []
+
+    class Telling(Faulty):
+        def begin(self, writes: list[Write]) -> None:
+            done.append("write")
+            super().begin(writes)
+
+        def _read(self, wanted: Any, fences: Any) -> Any:
+            done.append("read")
+            return super()._read(wanted, fences)
+
+    class Committing(Slow):
+        def join(self, *given: Any) -> Any:
+            member = super().join(*given)
+            begin = member.begin
+            member.begin = lambda outputs, offsets: (done.append("commit"), begin(outputs, offsets))
+            return member
+
+    monkeypatch.setattr(ContextProcessor, "portion", 4)
+    log.append(interactions(1200, customers=300))
+    store, idle = Telling(redis_client), Counter[int]()
+
+    def stop() -> bool:
+        idle[len(done)] += 1
+        return idle[len(done)] > 12
+
+    Engine(ContextProcessor(store, Policy()), Committing(log._path), store, "one", stop, 40, cache_mb=0).run()
+    turns = " ".join(done)
+    assert turns.count("commit read write") > 20, turns
+    assert "read read" not in turns and "write read" not in turns, turns
+    assert_exactly_once(log, redis_client, 1200, customers=300)
+
+
+def test_what_was_read_ahead_for_a_turn_that_fails_is_not_used_afterwards(
+    log: SqliteLog, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unread: list[int] = []
+    held: list[int] = []
+
+    class Failing(ContextProcessor):
+        def apply(self, batch: Any) -> list[Output]:
+            if not unread and store._ahead:
+                unread.append(len(store._ahead))
+                raise WentBack("in the middle of a turn")
+            return super().apply(batch)
+
+    class Telling(Faulty):
+        def take_over(self, *given: Any) -> Any:
+            held.append(len(self._ahead))
+            return super().take_over(*given)
+
+    monkeypatch.setattr(ContextProcessor, "portion", 4)
+    log.append(interactions(400, customers=200))
+    run(log, Faulty(redis_client))
+    log.append(interactions(400, customers=200, first=400))
+    store, rounds = Telling(redis_client), iter(range(60))
+    Engine(Failing(store, Policy()), log, store, "one", lambda: next(rounds, None) is None, 40).run()
+    assert unread and len(held) > PARTITIONS, (unread, held)  # it failed, and took the partitions over again
+    assert not any(held), held
+    assert_exactly_once(log, redis_client, 800, customers=200)
 
 
 def test_who_has_nothing_to_load_waits_for_no_write() -> None:

@@ -98,7 +98,10 @@ PEERS = (
 
 
 def peers(report: Report, count: int, customers: int) -> None:
-    """Each peer over the same records: first as many of four times the customers, not measured; then `count`."""
+    """Each peer over the same records: first as many of four times the customers, not measured; then `count`.
+
+    Segue is one process, at the start and at the end; and two beside it, since the JVMs work in two threads.
+    """
     section = "peers, throughput"
     with started("kafka", tcp=True, batch_records=BATCH) as stack:
         source = chain(interactions(count, 4 * customers, "warm"), interactions(count, customers, "peer", count))
@@ -112,8 +115,11 @@ def peers(report: Report, count: int, customers: int) -> None:
                 found[peer.name] = answer
         stack.forget("segue.context")
         after = stack.worker("context", 2 * count, warm=0.5)
+        stack.forget("segue.context")
+        command = [sys.executable, "-m", "bench.peers.segue_processes", "2", str(2 * count), "--warm", "0.5"]
+        twice = stack.run("context, two processes", command, 2 * count, environment(stack.settings))
     segue = {name: (before[name] + after[name]) / 2 for name in before.keys() & after.keys()}
-    for name, each in {"Segue, context": segue, **found}.items():
+    for name, each in {"Segue, context": segue, "Segue, context, two processes": twice, **found}.items():
         report.add(
             section,
             {
@@ -123,6 +129,7 @@ def peers(report: Report, count: int, customers: int) -> None:
                 "servers' µs/event": each.get("servers_us"),
                 "RSS MB": each["rss_mb"],
                 "Segue is faster": segue["per_s"] / each["per_s"],
+                "two processes are": twice["per_s"] / each["per_s"],
                 "by its CPU": each["cpu_us"] / segue["cpu_us"],
             },
         )

@@ -9,7 +9,8 @@ For the records of one poll, in this order (docs/adr/0002):
 
 While there is a backlog, the log commits (3) and Redis writes (4) while the next records are read and applied (1, 2).
 The order stays: nothing is written before its commit has ended, and nothing of the next records is committed before
-Redis has answered. So at most one turn is committed and not known to be in Redis (docs/adr/0018).
+Redis has answered. So at most one turn is committed and not known to be in Redis (docs/adr/0018). What a write does
+not change is read before it (docs/adr/0019).
 
 Whatever fails, the shards concerned are dropped from memory and restored: raise the owner epoch in the
 fence, read on from the fence's offset, and apply WITHOUT emitting up to the offset that was committed.
@@ -311,6 +312,7 @@ class Engine:
         self._unanswered = _Turn(
             committing, list(shards.values()), writes, records, received_ms, rejections, offsets, emit, rejected
         )
+        self._store.expect(writes)
         self._go_on(member, wait=committing is None)
         for write, shard in zip(writes, shards.values(), strict=True):
             shard.fence, shard.next_offset = write.fence, offsets[shard.tp]
@@ -331,6 +333,7 @@ class Engine:
                 member.finish()
             except Fenced:
                 self._unanswered = None
+                self._store.expect([])
                 self._pending = turn.committing | self._pending
                 self._to_restore(member, [each.tp for each in turn.shards if self._shards.get(each.tp) is each])
                 raise
@@ -401,11 +404,15 @@ class Engine:
         """All that the processor does, up to the bytes to write: only this can fail by a record's fault."""
         processor = self.processor
         try:
-            return applied(processor, shards, records, offsets, lambda: self._go_on(member, wait=processor.claims))
+            return applied(
+                processor, self._store, shards, records, offsets, lambda: self._go_on(member, wait=processor.claims)
+            )
         except (SegueError, MemoryError):
             raise
         except Exception as error:
             raise _Failed from error
+        finally:
+            self._store.forget_ahead()
 
     def _commit(self, member: Member, outputs: list[Output], offsets: dict[TP, int]) -> dict[TP, int] | None:
         """Begin to commit, or put it off when there is nothing to emit. Returns the offsets that are under way.

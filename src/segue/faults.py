@@ -136,7 +136,7 @@ def _around_commit(member: Any, at: At) -> None:
 def _no_fence(engine: Engine) -> None:
     """Expect whatever is there."""
     store: Any = engine._store
-    begin, load = store.begin, store.load
+    begin, load, read_ahead = store.begin, store.load, store.read_ahead
 
     def fence(shard: str) -> bytes:
         found: bytes = store._redis.get(store.layout.fence(shard, store.processor))
@@ -147,6 +147,7 @@ def _no_fence(engine: Engine) -> None:
 
     store.begin = write_anyway
     store.load = lambda wanted, fences: load(wanted, {shard: fence(shard) for shard in fences})
+    store.read_ahead = lambda wanted, fences: read_ahead(wanted, {shard: fence(shard) for shard in fences})
 
 
 def _no_epoch(engine: Engine) -> None:

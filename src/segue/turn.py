@@ -9,11 +9,12 @@ from msgspec import Struct, field
 
 from segue.log.port import TP, Output, Record
 from segue.processor import Processor, Shard
-from segue.store.shards import Fence, Write, encode_fence, encode_stats
+from segue.store.shards import Fence, ShardStore, Write, encode_fence, encode_stats
 
 
 def applied(
     processor: Processor,
+    store: ShardStore,
     shards: dict[TP, Shard],
     records: dict[TP, list[Record]],
     offsets: dict[TP, int],
@@ -26,16 +27,30 @@ def applied(
     if size is None or sum(map(len, records.values())) <= size:
         outputs = _portion(processor, [(shards[tp], Portion(found)) for tp, found in records.items()], ready)
     else:
-        for tp, found in records.items():
-            outputs += _in_portions(processor, shards[tp], found, size, ready)
+        portions = [(shards[tp], list(_portions(found, size))) for tp, found in records.items()]
+        _read_ahead(store, portions)
+        for shard, found in portions:
+            outputs += _in_portions(processor, shard, found, ready)
     return outputs, [_write(processor, shard, offsets[tp]) for tp, shard in shards.items()]
 
 
+def _read_ahead(store: ShardStore, portions: list[tuple[Shard, list[Portion]]]) -> None:
+    """Read the documents that the cache lacks, of all portions at once."""
+    missing = (
+        (shard.name, name)
+        for shard, found in portions
+        for portion in found
+        for name in portion.names
+        if name not in shard.documents
+    )
+    store.read_ahead(missing, {shard.name: shard.fence for shard, _ in portions})
+
+
 def _in_portions(
-    processor: Processor, shard: Shard, records: list[Record], size: int, ready: Callable[[], None]
+    processor: Processor, shard: Shard, portions: list[Portion], ready: Callable[[], None]
 ) -> Iterable[Output]:
-    found: list[Sequence[Output]] = [()] * len(records)
-    for portion in _portions(records, size):
+    found: list[Sequence[Output]] = [()] * sum(len(portion.records) for portion in portions)
+    for portion in portions:
         outputs, start = _portion(processor, [(shard, portion)], ready), 0
         for place, end in zip(portion.places, shard.ends, strict=True):
             found[place], start = outputs[start:end], end

@@ -188,6 +188,92 @@ def test_a_write_under_way_that_is_refused_is_told_also_after_something_was_read
     assert store.finish() == ["0"]
 
 
+class Held(ShardStore):
+    """Counts how often a read waited for the write that is to come, which is sent then."""
+
+    def __init__(self, client: redis.Redis, writes: list[Write]) -> None:
+        super().__init__(client, PLACE, "context", "ctx")
+        self.waits = 0
+        self.expect(writes)
+
+        def send() -> None:
+            self.waits += 1
+            if self._under_way is None:
+                self.begin(writes)
+
+        self.before_reading = send
+
+
+@pytest.fixture
+def coming(store: ShardStore) -> tuple[Write, Write]:
+    """A write that is done, of anna and ben, and one that is to come and changes anna."""
+    _, fence, _ = store.take_over("0", TOPIC)
+    done = write("0", fence, 1, 2, anna=b"A1", ben=b"B1")
+    assert written(store, [done]) == []
+    return done, write("0", done.fence, 1, 3, anna=b"A2")
+
+
+@pytest.mark.parametrize("sent", [False, True])
+def test_what_the_coming_write_does_not_change_is_read_without_waiting_for_it(
+    redis_client: redis.Redis, coming: tuple[Write, Write], sent: bool
+) -> None:
+    _, mine = coming
+    held = Held(redis_client, [mine])
+    if sent:
+        held.begin([mine])
+    assert list(held.load([("0", "ben"), ("0", "nobody")], {"0": mine.fence})) == [b"B1", None]
+    assert list(held.entries([("0", "ben")], {"0": mine.fence})) == [[]]
+    assert (held.waits, held._under_way is not None) == (0, sent)
+
+
+def test_what_the_coming_write_changes_is_read_after_it(redis_client: redis.Redis, coming: tuple[Write, Write]) -> None:
+    _, mine = coming
+    held = Held(redis_client, [mine])
+    held.read_ahead([("0", "anna"), ("0", "ben")], {"0": mine.fence})
+    assert list(held.load([("0", "ben"), ("0", "anna")], {"0": mine.fence})) == [b"B1", b"A2"]
+    assert held.waits == 1
+    again = Held(redis_client, [write("0", mine.fence, 1, 4, anna=b"A3")])
+    list(again.entries([("0", "anna")], {"0": again._coming["0"].fence}))
+    assert again.waits == 1
+
+
+def test_what_is_read_ahead_is_given_once_and_then_read_anew(
+    store: ShardStore, redis_client: redis.Redis, coming: tuple[Write, Write]
+) -> None:
+    done, _ = coming
+    names = [("0", "anna"), ("0", "ben"), ("0", "nobody")]
+    store.read_ahead(names, {"0": done.fence})
+    redis_client.set(PLACE.document("0", "ctx", "ben"), b"B2")
+    assert list(store.load([names[1], names[2]], {"0": done.fence})) == [b"B1", None]
+    assert list(store.load([names[1]], {"0": done.fence})) == [b"B2"]
+    store.forget_ahead()
+    redis_client.set(PLACE.document("0", "ctx", "anna"), b"A3")
+    assert list(store.load([names[0]], {"0": done.fence})) == [b"A3"]
+
+
+def test_the_fence_that_a_write_expects_is_as_left_only_until_it_is_answered(
+    redis_client: redis.Redis, coming: tuple[Write, Write]
+) -> None:
+    done, mine = coming
+    held = Held(redis_client, [mine])
+    held.begin([mine])
+    assert held.finish() == []
+    redis_client.set(PLACE.fence("0", "context"), done.fence)
+    for read in (held.load, held.entries):
+        with pytest.raises(WentBack):
+            list(read([("0", "ben")], {"0": mine.fence}))
+    with pytest.raises(WentBack):
+        held.read_ahead([("0", "ben")], {"0": mine.fence})
+
+
+def test_a_fence_of_neither_is_not_as_left(redis_client: redis.Redis, coming: tuple[Write, Write]) -> None:
+    _, mine = coming
+    held = Held(redis_client, [mine])
+    held.take_over("0", TOPIC)  # as another owner does
+    with pytest.raises(WentBack):
+        held.read_ahead([("0", "ben")], {"0": mine.fence})
+
+
 @pytest.mark.parametrize("values", [[b"1"], [b"", b"\r\n", b"\x00"], [b"x" * 300_000, b"2"]])
 def test_commands_made_in_short_are_those_made_at_length(values: list[bytes]) -> None:
     pairs = [(b"key-%d" % n, value) for n, value in enumerate(values)]

@@ -1,4 +1,4 @@
-"""Commands for Redis as bytes for the wire, in portions.
+"""Commands for Redis as bytes for the wire, in portions, and their replies.
 
 Theory of operation. A batch may write tens of megabytes. In one buffer they would cost more than all the work
 that made them: memory of that size is fetched from the system each time, a page fault per 4 KB. So commands
@@ -8,6 +8,9 @@ are packed into portions that are sent while the next one is made.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import redis
 
 Argument = str | bytes | int
 
@@ -55,3 +58,31 @@ def portions(commands: Iterable[bytes]) -> Iterator[bytes]:
             parts.clear()
             size = 0
     yield b"".join(parts)
+
+
+def sent(connection: Any, commands: Iterable[bytes]) -> int:
+    """Send commands together. Returns how many."""
+    count = 0
+
+    def counted() -> Iterator[bytes]:
+        nonlocal count
+        for raw in commands:
+            count += 1
+            yield raw
+
+    connection.send_packed_command(portions(counted()), check_health=False)
+    return count
+
+
+def replies(connection: Any, commands: int) -> list[Any]:
+    """Read the reply of each command. Raises the first error reply: MULTI then does nothing."""
+    found: list[Any] = []
+    refused: redis.ResponseError | None = None
+    for _ in range(commands):
+        try:
+            found.append(connection.read_response())
+        except redis.ResponseError as error:
+            refused = refused or error
+    if refused is not None:
+        raise refused
+    return found

@@ -9,9 +9,9 @@ last second is noticed (the fence is not what this owner wrote last) instead of 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import msgspec
@@ -24,13 +24,16 @@ from segue.errors import StoreUnavailable, WentBack
 from segue.metrics import FORGOTTEN_MS, decode
 from segue.store.connect import evicts, history, reachable
 from segue.store.keys import METRICS, Layout
-from segue.store.resp import command, drop, mset, portions, rpush
+from segue.store.resp import command, drop, mset, replies, rpush, sent
 
 _MSET = 50
 """Keys per MSET: keeps one command's buffer at a few hundred kilobytes."""
 _MGET = 100
 """Keys per MGET: what was read is decoded and let go before more is read."""
 _TRIES = 5
+
+Name = tuple[str, str]
+"""The shard and the name of a document."""
 
 
 class Fence(Struct, frozen=True):
@@ -72,10 +75,14 @@ class ShardStore:
     def __init__(self, client: redis.Redis, layout: Layout, processor: str, kind: str) -> None:
         self._redis, self.layout, self.processor, self.kind = client, layout, processor, kind
         self._history: str | None = None
+        self._coming: dict[str, Write] = {}
+        """The writes that are expected or under way, by shard."""
         self._under_way: _UnderWay | None = None
         self._refused: list[str] = []
+        self._ahead: dict[Name, bytes | None] = {}
+        """Documents that were read before they are asked for."""
         self.before_reading: Callable[[], None] = lambda: None
-        """Called before documents or timelines are read: a write that is still to come must be under way by then."""
+        """Called before something is read that an expected write will change: it must be under way by then."""
 
     def take_over(self, shard: str, topic_id: str) -> tuple[Fence | None, bytes, Counter[str]]:
         """Raise the owner epoch: from here on no earlier owner can write.
@@ -108,6 +115,8 @@ class ShardStore:
         under way nobody will know whether it is done."""
         self._history = None
         self._let_go(sound=False)
+        self._ahead = {}
+        self._coming = {}
         self._refused = []
 
     def _next(self, found: Fence | None, topic_id: str) -> bytes:
@@ -115,47 +124,82 @@ class ShardStore:
             return encode_fence(Fence(topic_id, 1, 0))
         return encode_fence(Fence(found.topic_id, found.epoch + 1, found.next_offset, found.stream_time_ms))
 
-    def load(self, wanted: list[tuple[str, str]], fences: Mapping[str, bytes]) -> Iterator[bytes | None]:
+    def load(self, wanted: Sequence[Name], fences: Mapping[str, bytes]) -> Iterator[bytes | None]:
         """Read documents by (shard, customer key), some at a time. `fences` are those that this owner left, by shard.
 
-        Each read brings the fences along. Raises WentBack when one is not as left: the documents beside it
-        may be older than what was committed, and nothing may be derived from them. Waits for a write under way.
+        Each read brings the fences along. Raises WentBack when one is not as left, nor as the write that is to come
+        expects it: the documents beside it may be older than what was committed, and nothing may be derived from
+        them. Waits for that write where it changes what is wanted, and only there.
         """
-        self.before_reading()
-        self._refused += self._answered()
-        for at in range(0, len(wanted), _MGET):
-            yield from self._load(wanted[at : at + _MGET], fences)
+        self._wait_for_changes(wanted)
+        ahead = {each: self._ahead.pop(each) for each in wanted if each in self._ahead} if self._ahead else {}
+        others = self._load([each for each in wanted if each not in ahead], fences)
+        for each in wanted:
+            yield ahead[each] if each in ahead else next(others)
 
-    def _load(self, wanted: list[tuple[str, str]], fences: Mapping[str, bytes]) -> list[bytes | None]:
+    def _load(self, wanted: Sequence[Name], fences: Mapping[str, bytes]) -> Iterator[bytes | None]:
+        for at in range(0, len(wanted), _MGET):
+            yield from self._read(wanted[at : at + _MGET], fences)
+
+    def read_ahead(self, wanted: Iterable[Name], fences: Mapping[str, bytes]) -> None:
+        """Read documents that `load` will be called for in portions, in one go: while the write that is to come goes
+        on, Redis answers nobody. What it changes is left to `load`. Raises WentBack."""
+        free = [each for each in wanted if not self._changes(each)]
+        self._ahead = dict(zip(free, self._read(free, fences), strict=True)) if free else {}
+
+    def forget_ahead(self) -> None:
+        """Let go of what was read ahead: another write is about to change it."""
+        self._ahead = {}
+
+    def _read(self, wanted: Sequence[Name], fences: Mapping[str, bytes]) -> list[bytes | None]:
         layout, shards = self.layout, list({shard for shard, _ in wanted})
-        documents = [layout.document(shard, self.kind, key) for shard, key in wanted]
-        with reachable():
-            found: Any = self._redis.mget([*documents, *(layout.fence(shard, self.processor) for shard in shards)])
-        self._as_left(shards, found[len(wanted) :], fences)
-        loaded: list[bytes | None] = found[: len(wanted)]
-        return loaded
+        keys = [layout.document(shard, self.kind, key) for shard, key in wanted]
+        with reachable(), self._redis.pipeline(transaction=False) as pipe:
+            for at in range(0, len(keys), _MGET):
+                pipe.mget(keys[at : at + _MGET])
+            self._ask_fences(pipe, shards)
+            *found, told = pipe.execute()
+        self._as_left(shards, told, fences)
+        return list(chain.from_iterable(found))
+
+    def _ask_fences(self, pipe: Any, shards: list[str]) -> None:
+        """Ask for them last: they vouch for what was read before."""
+        pipe.mget([self.layout.fence(shard, self.processor) for shard in shards])
 
     def _as_left(self, shards: list[str], found: list[bytes | None], fences: Mapping[str, bytes]) -> None:
         for shard, fence in zip(shards, found, strict=True):
-            if fence != fences[shard]:
+            if fence != fences[shard] and (shard not in self._coming or fence != self._coming[shard].expected):
                 raise WentBack(f"the fence of shard {shard} is not what was written last")
 
-    def entries(self, wanted: list[tuple[str, str]], fences: Mapping[str, bytes]) -> Iterator[list[bytes]]:
+    def _changes(self, each: Name) -> bool:
+        """Whether the write that is to come changes a document."""
+        shard, name = each
+        return shard in self._coming and name in self._coming[shard].documents
+
+    def _wait_for_changes(self, wanted: Iterable[Name]) -> None:
+        if self._coming and any(map(self._changes, wanted)):
+            self.before_reading()
+            self._refused += self._answered()
+
+    def entries(self, wanted: Sequence[Name], fences: Mapping[str, bytes]) -> Iterator[list[bytes]]:
         """Read timelines by (shard, name of the document), some at a time; as `load` otherwise."""
-        self.before_reading()
-        self._refused += self._answered()
+        self._wait_for_changes(wanted)
         for at in range(0, len(wanted), _MGET):
             yield from self._entries(wanted[at : at + _MGET], fences)
 
-    def _entries(self, wanted: list[tuple[str, str]], fences: Mapping[str, bytes]) -> list[list[bytes]]:
+    def _entries(self, wanted: Sequence[Name], fences: Mapping[str, bytes]) -> list[list[bytes]]:
         shards = list({shard for shard, _ in wanted})
         with reachable(), self._redis.pipeline(transaction=False) as pipe:
             for shard, name in wanted:
                 pipe.lrange(self.layout.timeline(shard, name), 0, -1)
-            pipe.mget([self.layout.fence(shard, self.processor) for shard in shards])  # last: it vouches for the others
+            self._ask_fences(pipe, shards)
             *found, told = pipe.execute()
         self._as_left(shards, told, fences)
         return found
+
+    def expect(self, writes: list[Write]) -> None:
+        """Say what will be written next. Until that is answered, what it does not change is read as it stands."""
+        self._coming = {write.shard: write for write in writes}
 
     def begin(self, writes: list[Write]) -> None:
         """Send a write of the shards whose fence is as expected, all in one MULTI; `finish` tells what becomes of it.
@@ -165,6 +209,7 @@ class ShardStore:
         three times where this asks twice.
         """
         assert self._under_way is None
+        self.expect(writes)
         with reachable(), self._closing():
             self._under_way = _UnderWay(self._redis.connection_pool.get_connection(), writes)
             self._send(self._under_way)
@@ -183,23 +228,24 @@ class ShardStore:
             for tries in range(_TRIES):
                 if tries:  # a fence was written in between
                     self._send(under_way)
-                done = _replies(under_way.connection, under_way.commands)[-1]
+                done = replies(under_way.connection, under_way.commands)[-1]
                 if done is not None:
                     break
             for reply in done or ():
                 if isinstance(reply, Exception):
                     raise reply
         self._let_go(sound=True)
+        self._coming = {}
         return [write.shard for write in under_way.writes] if done is None else under_way.refused
 
     def _send(self, under_way: _UnderWay) -> None:
         keys = [self.layout.fence(write.shard, self.processor) for write in under_way.writes]
-        asked = _sent(under_way.connection, (command("WATCH", *keys), command("MGET", *keys)))
-        found = _replies(under_way.connection, asked)[1]
+        asked = sent(under_way.connection, (command("WATCH", *keys), command("MGET", *keys)))
+        found = replies(under_way.connection, asked)[1]
         good = [w for w, fence in zip(under_way.writes, found, strict=True) if fence == w.expected]
         kept = {write.shard for write in good}
         under_way.refused = [write.shard for write in under_way.writes if write.shard not in kept]
-        under_way.commands = _sent(under_way.connection, self._transaction(good))
+        under_way.commands = sent(under_way.connection, self._transaction(good))
 
     @contextmanager
     def _closing(self) -> Iterator[None]:
@@ -315,34 +361,6 @@ class _UnderWay(Struct):
     refused: list[str] = field(default_factory=list)
     """The shards whose fence was not as expected."""
     commands: int = 0
-
-
-def _sent(connection: Any, commands: Iterable[bytes]) -> int:
-    """Send commands together. Returns how many."""
-    sent = 0
-
-    def counted() -> Iterator[bytes]:
-        nonlocal sent
-        for raw in commands:
-            sent += 1
-            yield raw
-
-    connection.send_packed_command(portions(counted()), check_health=False)
-    return sent
-
-
-def _replies(connection: Any, commands: int) -> list[Any]:
-    """Read the reply of each command. Raises the first error reply: MULTI then does nothing."""
-    replies: list[Any] = []
-    refused: redis.ResponseError | None = None
-    for _ in range(commands):
-        try:
-            replies.append(connection.read_response())
-        except redis.ResponseError as error:
-            refused = refused or error
-    if refused is not None:
-        raise refused
-    return replies
 
 
 def encode_fence(fence: Fence) -> bytes:

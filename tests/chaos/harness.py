@@ -280,12 +280,14 @@ class Run:
                     "replication": min(REPLICAS, world.brokers),
                     # Small: what a fault leaves behind is many turns, each with the write before it under way (ADR 17).
                     "batch_records": 200,
+                    # And who comes by rarely is read from Redis again, under backlog before that write (ADR 19).
+                    "cache_mb": 1,
                 }
                 | row.settings
             )
         )
         self._unsafe = {} if unsafe is None else {"SEGUE_TEST_UNSAFE": unsafe}
-        parts = ({"rate": 100, "customers": 200} if quick else {}) | load
+        parts = ({"rate": 100, "customers": 1000} if quick else {}) | load
         self.traffic = Traffic(Load(**(row.load.__dict__ | parts)), seed)
         self.sender = Sender(world.broker.bootstrap, self.traffic, self.ledger)
         self.store = Store(redis.Redis.from_url(world.valkey.url, socket_timeout=5))

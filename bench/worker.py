@@ -132,7 +132,6 @@ def bare(name: str, settings: Settings, watch: Watch) -> None:
 def processor(name: str, settings: Settings, watch: Watch) -> None:
     """One processor until it has applied (or, in a restore, replayed) all of it."""
     meters: list[Meter] = []
-    _take_down_latencies(watch)
 
     def finished() -> bool:
         return bool(meters) and watch.done(meters[0].counts["applied"] + meters[0].counts["replayed"])
@@ -156,11 +155,14 @@ def main() -> None:
     parser.add_argument("what")
     parser.add_argument("count", type=int)
     parser.add_argument("--warm", type=float, default=0.05, help="share of the events that is not measured")
+    parser.add_argument("--latencies", action="store_true", help="take down how long each event took")
     parser.add_argument("--without", default="", help="`transaction`, `fence`, or both with a comma")
     given = parser.parse_args()
     settings = load()
     runtime.configure_logging("warning")
     watch = Watch(given.count, given.warm)
+    if given.latencies:
+        _take_down_latencies(watch)
     if given.without:
         from bench.unguarded import take_away
 

@@ -174,7 +174,7 @@ def _paced_command(
     report: Report, section: str, stack: Stack, peer: Peer | None, count: int, warm: float
 ) -> Sequence[str] | None:
     if peer is None:
-        return worker_command("context", count, f"--warm={warm}")
+        return worker_command("context", count, f"--warm={warm}", "--latencies")
     _make_topic(stack, peer)
     try:
         return peer.command(stack, peer.prefix, count, warm, LATENCY_LINGER_MS)

@@ -278,8 +278,10 @@ def test_a_fence_of_neither_is_not_as_left(redis_client: redis.Redis, coming: tu
 def test_commands_made_in_short_are_those_made_at_length(values: list[bytes]) -> None:
     pairs = [(b"key-%d" % n, value) for n, value in enumerate(values)]
     assert mset(pairs) == command("MSET", *(part for pair in pairs for part in pair))
-    assert [rpush(*pair) for pair in pairs] == [command("RPUSH", key, value) for key, value in pairs]
-    assert b"".join(portions(rpush(*pair) for pair in pairs)) == b"".join(rpush(*pair) for pair in pairs)
+    assert rpush(b"key", values) == command("RPUSH", b"key", *values)
+    assert b"".join(portions(rpush(key, [value]) for key, value in pairs)) == b"".join(
+        command("RPUSH", key, value) for key, value in pairs
+    )
 
 
 def test_processors_have_fences_of_their_own(store: ShardStore, redis_client: redis.Redis) -> None:

@@ -34,9 +34,11 @@ def mset(pairs: Sequence[tuple[bytes, bytes]]) -> bytes:
     return b"".join(parts)
 
 
-def rpush(key: bytes, value: bytes) -> bytes:
-    """RPUSH of one value: likewise."""
-    return b"*3\r\n$5\r\nRPUSH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(key), key, len(value), value)
+def rpush(key: bytes, values: Sequence[bytes]) -> bytes:
+    """RPUSH: likewise."""
+    parts = [b"*%d\r\n$5\r\nRPUSH\r\n$%d\r\n%b\r\n" % (2 + len(values), len(key), key)]
+    parts += [b"$%d\r\n%b\r\n" % (len(value), value) for value in values]
+    return b"".join(parts)
 
 
 def drop(key: bytes, count: int) -> bytes:

@@ -290,10 +290,8 @@ class ShardStore:
                 yield command("DEL", key)
             if change.cut:
                 yield command("LTRIM", key, 0, -change.cut - 1)
-            if len(append) == 1:
-                yield rpush(key, append[0])
-            elif append:
-                yield command("RPUSH", key, *append)
+            if append:
+                yield rpush(key, append)
             if change.drop:
                 yield drop(key, change.drop)
 

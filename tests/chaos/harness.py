@@ -287,7 +287,7 @@ class Run:
             )
         )
         self._unsafe = {} if unsafe is None else {"SEGUE_TEST_UNSAFE": unsafe}
-        parts = ({"rate": 100, "customers": 1000} if quick else {}) | load
+        parts = ({"rate": 100, "customers": min(1000, row.load.customers)} if quick else {}) | load
         self.traffic = Traffic(Load(**(row.load.__dict__ | parts)), seed)
         self.sender = Sender(world.broker.bootstrap, self.traffic, self.ledger)
         self.store = Store(redis.Redis.from_url(world.valkey.url, socket_timeout=5))

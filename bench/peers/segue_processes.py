@@ -25,12 +25,12 @@ LOOK_S = 0.1
 
 
 @contextmanager
-def processes(number: int) -> Iterator[list[int]]:
-    """So many processors of one group. Gives their process ids; they are stopped at the end."""
+def processes(number: int) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """So many processors of one group; they are stopped at the end."""
     command = [sys.executable, "-m", "segue", "run", "context"]
     running = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(number)]
     try:
-        yield [each.pid for each in running]
+        yield running
     finally:
         for each in running:
             each.terminate()
@@ -51,9 +51,11 @@ def main() -> None:
     parser.add_argument("--warm", type=float, default=0.05, help="share of the events that is not measured")
     given = parser.parse_args()
     client = runtime.open_redis(load())
-    with processes(given.processes) as pids:
-        watch = Watch(given.count, given.warm, pids)
+    with processes(given.processes) as running:
+        watch = Watch(given.count, given.warm, [each.pid for each in running])
         while not watch.done(applied(client)):
+            if any(each.poll() is not None for each in running):
+                raise SystemExit("a processor ended")  # what it applied, the others would be waited for in vain
             time.sleep(LOOK_S)
         tell(watch.result())
 

@@ -266,6 +266,19 @@ def test_the_fence_that_a_write_expects_is_as_left_only_until_it_is_answered(
         held.read_ahead([("0", "ben")], {"0": mine.fence})
 
 
+def test_each_part_of_a_large_read_is_vouched_for_at_its_own_moment(store: ShardStore) -> None:
+    _, fence, _ = store.take_over("0", TOPIC)
+    sizes: list[int] = []
+
+    def told(shards: list[str], found: list[bytes | None], fences: object) -> None:
+        assert found == [fence]
+        sizes.append(len(shards))
+
+    store._as_left = told  # type: ignore[method-assign]
+    store.read_ahead([("0", f"customer-{n}") for n in range(250)], {"0": fence})
+    assert sizes == [1, 1, 1]
+
+
 def test_a_fence_of_neither_is_not_as_left(redis_client: redis.Redis, coming: tuple[Write, Write]) -> None:
     _, mine = coming
     held = Held(redis_client, [mine])

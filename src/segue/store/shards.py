@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain, islice
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -148,23 +148,22 @@ class ShardStore:
         self._ahead = dict(zip(free, self._read(free, fences), strict=True)) if free else {}
 
     def forget_ahead(self) -> None:
-        """Let go of what was read ahead: another write is about to change it."""
+        """Let go of what was read ahead and not asked for: later on it may be old."""
         self._ahead = {}
 
     def _read(self, wanted: Sequence[Name], fences: Mapping[str, bytes]) -> list[bytes | None]:
         layout, shards = self.layout, list({shard for shard, _ in wanted})
         keys = [layout.document(shard, self.kind, key) for shard, key in wanted]
+        beside = [layout.fence(shard, self.processor) for shard in shards]
         with reachable(), self._redis.pipeline(transaction=False) as pipe:
             for at in range(0, len(keys), _MGET):
-                pipe.mget(keys[at : at + _MGET])
-            self._ask_fences(pipe, shards)
-            *found, told = pipe.execute()
-        self._as_left(shards, told, fences)
-        return list(chain.from_iterable(found))
-
-    def _ask_fences(self, pipe: Any, shards: list[str]) -> None:
-        """Ask for them last: they vouch for what was read before."""
-        pipe.mget([self.layout.fence(shard, self.processor) for shard in shards])
+                pipe.mget([*keys[at : at + _MGET], *beside])  # one command: of one moment
+            found = pipe.execute()
+        loaded: list[bytes | None] = []
+        for some in found:
+            self._as_left(shards, some[-len(shards) :], fences)
+            loaded += some[: -len(shards)]
+        return loaded
 
     def _as_left(self, shards: list[str], found: list[bytes | None], fences: Mapping[str, bytes]) -> None:
         for shard, fence in zip(shards, found, strict=True):
@@ -192,7 +191,7 @@ class ShardStore:
         with reachable(), self._redis.pipeline(transaction=False) as pipe:
             for shard, name in wanted:
                 pipe.lrange(self.layout.timeline(shard, name), 0, -1)
-            self._ask_fences(pipe, shards)
+            pipe.mget([self.layout.fence(shard, self.processor) for shard in shards])  # last: it vouches for the others
             *found, told = pipe.execute()
         self._as_left(shards, told, fences)
         return found

@@ -5,10 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from segue.errors import Fenced, MemberLost
@@ -19,7 +20,9 @@ from segue.log.kafka_member import KafkaMember
 from segue.log.kafka_transactions import Transactions
 from segue.log.port import TP, Output
 from segue.topics import Topic
-from tests.support.kafka_broker import KafkaBroker
+from tests.support.kafka_broker import KafkaBroker, free_ports
+from tests.support.kafka_cluster import advertised, listener
+from tests.support.proxy import Proxy
 from tests.support.stack import eventually
 
 
@@ -225,10 +228,10 @@ def test_a_partition_that_ends_with_a_transactions_mark_is_read_to_its_end(
     reader.close()
 
 
-def slowly(topic: str) -> Iterator[Output]:
+def slowly(topic: str, named: bool = False) -> Iterator[Output]:
     """Records in so many requests that several are under way while the topic's leaders are still being made."""
     for number in range(200):
-        yield Output(topic, b"k%d" % (number % 60), b"%d" % number)
+        yield Output(topic, b"k%d" % (number % 60), b"%d" % number, number % 6 if named else -1)
         if number % 5 == 0:
             time.sleep(0.001)
 
@@ -238,29 +241,43 @@ def missing(log: KafkaLog, topic: str) -> list[bytes]:
     return [output.value for output in slowly(topic) if output.value is not None and output.value not in found]
 
 
-@pytest.mark.parametrize("by", ["append", "transaction"])
 def test_what_is_acknowledged_is_in_the_log_of_a_topic_that_was_only_just_made(
-    kafka_bootstrap: str, unique: str, by: str
+    kafka_bootstrap: str, unique: str
 ) -> None:
     """With several requests under way the broker lost records of about every third such topic (docs/adr/0014)."""
     log = KafkaLog(kafka_bootstrap)
-    member = None
-    if by == "transaction":
-        log.create_topics([Topic(f"{unique}.in", 1, {})])
-        member = log.join(f"g{unique}", [f"{unique}.in"], "one")
     lost = {}
     for number in range(15):
         topic = f"{unique}.{number}"
         log.create_topics([Topic(topic, 6, {})])
-        if member is None:
-            log.append(slowly(topic))
-        else:
-            member.commit(slowly(topic), {})
+        log.append(slowly(topic))
         lost[topic] = missing(log, topic)
-    assert not any(lost.values()), lost
-    if member is not None:
-        member.close()
     log.close()
+    assert not any(lost.values()), lost
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["by key", "by partition"])
+def test_a_transaction_that_lacks_what_was_acknowledged_ends_with_its_seat(
+    kafka_bootstrap: str, unique: str, named: bool
+) -> None:
+    """It has several requests under way, and looks before it ends (docs/adr/0020)."""
+    log = KafkaLog(kafka_bootstrap)
+    log.create_topics([Topic(f"{unique}.in", 1, {})])
+    seats = [log.join(f"g{unique}", [f"{unique}.in"], "one")]
+    lost = {}
+    for number in range(15):
+        topic = f"{unique}.{number}"
+        log.create_topics([Topic(topic, 6, {})])
+        try:
+            seats[-1].commit(slowly(topic, named), {})
+        except MemberLost:
+            seats[-1].close()
+            seats.append(log.join(f"g{unique}", [f"{unique}.in"], "one"))
+            seats[-1].commit(slowly(topic, named), {})
+        lost[topic] = missing(log, topic)
+    seats[-1].close()
+    log.close()
+    assert not any(lost.values()), lost
 
 
 def test_who_loses_a_partition_between_the_two_ends_of_a_commit_is_refused(kafka_bootstrap: str, unique: str) -> None:
@@ -280,6 +297,37 @@ def test_who_loses_a_partition_between_the_two_ends_of_a_commit_is_refused(kafka
     assert first.committed([mine]) == {mine: 1}
     first.close()
     second.close()
+
+
+def test_what_a_refused_transaction_has_under_way_is_not_taken_for_what_comes_next(unique: str) -> None:
+    """The next one has the same records in requests of the same numbers: the broker would call them duplicates of those
+    that were aborted, and their offsets would be committed without them."""
+    port, second, by = free_ports(3)
+    properties = advertised(port, by)
+    with (
+        KafkaBroker(port=port, properties=properties, more_listeners=listener(second)) as broker,
+        Proxy(("127.0.0.1", second), port=by) as proxy,
+    ):
+        near, far = KafkaLog(broker.bootstrap), KafkaLog(f"127.0.0.1:{by}")
+        near.create_topics([Topic(unique, 2, {}), Topic(f"{unique}.out", 12, {})])
+        first = far.join(f"g{unique}", [unique], "one")
+        eventually(polled(first, lambda: len(first._owned) == 2), 30, "its partitions")
+        first.commit([Output(f"{unique}.out", b"k", b"before", number % 12) for number in range(24)], {})
+        stale = first._consumer.consumer_group_metadata()
+        other = near.join(f"g{unique}", [unique], "two")
+        eventually(polled(first, polled(other, lambda: len(other._owned) == 1 == len(first._owned))), 30, "one each")
+        again = [Output(f"{unique}.out", b"k", b"%d" % number, number % 12) for number in range(240)]
+        proxy.delay_s = 0.2  # the offsets are refused while the records are still on their way
+        first._transactions.begin(again, [TopicPartition(unique, 0, 1)], stale)
+        with pytest.raises(Fenced):
+            first.finish()
+        (mine,) = first._owned
+        first.commit(again, {mine: 1})
+        proxy.delay_s = 0.0
+        found = Counter(record.value() for record in near.read(f"{unique}.out"))
+        assert found == Counter({b"before": 24} | {output.value: 1 for output in again})
+        first.close()
+        other.close()
 
 
 def test_a_transaction_ends_though_its_process_computes_without_a_pause(kafka_bootstrap: str, unique: str) -> None:

@@ -25,7 +25,8 @@ PRODUCER: dict[str, str | int] = {
     "acks": "all",
     "enable.idempotence": True,
     # With more, the first of several may fail while a leader is being made and the next be the first that it sees.
-    # The repeated first is then "a duplicate", which the client takes for an acknowledgement (docs/adr/0014).
+    # The repeated first is then "a duplicate", which the client takes for an acknowledgement (docs/adr/0014). A
+    # transaction can look before it ends, and has more (docs/adr/0020).
     "max.in.flight.requests.per.connection": 1,
     "partitioner": "murmur2_random",
     "message.max.bytes": MAX_RECORD_BYTES,

@@ -15,7 +15,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
 from segue.errors import Fenced, LogUnavailable, MemberLost
-from segue.log.port import Output
+from segue.log.port import TP, Output
 from segue.topics import PRODUCER
 
 Group = Any
@@ -66,12 +66,17 @@ class Transactions:
         self._answers: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self._to_end: Callable[[], None] | None = None
         """Ends the transaction under way; it has not been called yet."""
+        self._nowhere = False
+        """Whether a record of the transaction under way was acknowledged without its place in the log."""
         self._producer = Producer(
             common
             | PRODUCER
             | {
                 "transactional.id": name,
                 "transaction.timeout.ms": 10_000,
+                # A request is of one partition: with one at a time, as other producers have it, a transaction would
+                # take as many ways to the broker and back. What that one is for, `_delivered` sees to (docs/adr/0020).
+                "max.in.flight.requests.per.connection": 5,
                 "linger.ms": 0,  # commit flushes anyway
                 "connections.max.idle.ms": _IDLE_MS,
                 # A transaction that follows at once finds the last one still being completed; ask again soon.
@@ -84,24 +89,38 @@ class Transactions:
     def begin(self, outputs: Iterable[Output], positions: list[TopicPartition], group: Group) -> None:
         """Hand over outputs, and the offsets to commit with them. `group` is the member as it is now: should another
         own these partitions by then, it is of an older generation, and is refused. Raises as `Member.begin`."""
-        producer = self._producer
+        producer, asked = self._producer, set[TP]()
         self._guard(producer.begin_transaction)
+        self._nowhere = False
         try:
             send = producer.produce
             for output in outputs:
-                if output.headers is None:  # nearly always, so without another call
+                place = output.topic, output.partition
+                if place in asked and output.headers is None:  # nearly always, so without another call
                     try:
                         send(output.topic, output.value, output.key, output.partition)
                         continue
                     except BufferError:
                         pass
-                produce(producer, output)
+                if output.partition >= 0:
+                    asked.add(place)
+                produce(producer, output, self._delivered)
             self._to_end = self._ending(positions, group, producer.commit_transaction)
         except KafkaException as error:
             self._abort(error.args[0])
         except BaseException:  # whoever makes the outputs failed
-            self._guard(lambda: _retry(producer.abort_transaction))
+            self._end_in_order()
             raise
+
+    def _delivered(self, error: KafkaError | None, message: Any) -> None:
+        """Told of the first record of each partition, and of all whose partition the client finds by their key.
+
+        While a leader is being made, a producer's first request for a partition may be refused and its next be taken.
+        The first one repeated is "a duplicate", which the client takes for an acknowledgement though it is not in the
+        log (librdkafka 2.16). Such a one says no offset, and what is lost begins with the first record.
+        """
+        if error is None and message.offset() is None:
+            self._nowhere = True
 
     def finished(self) -> bool:
         """Whether `finish` would answer at once. To be asked now and then: it takes part in the work."""
@@ -134,6 +153,10 @@ class Transactions:
         def both() -> None:
             until = time.monotonic() + TRANSACTION_S
             _retry(lambda left: self._producer.send_offsets_to_transaction(positions, group, left), until)
+            if self._producer.flush(max(_REACH_S, until - time.monotonic())):
+                raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "records are not acknowledged"))
+            if self._nowhere:
+                raise MemberLost("records were acknowledged that are not in the log")
             _retry(end, until)
 
         return both
@@ -177,18 +200,25 @@ class Transactions:
     def _abort(self, error: KafkaError) -> None:
         """End a failed transaction and say whose fault it was. Never returns.
 
-        Only when the group refused it, and all else went well, may this producer begin another one. Requests of a
-        transaction that failed may still be under way, and what comes next has their epoch and their numbers: it could
-        be taken for a repetition, or they for a part of it (before KIP-890, which librdkafka does not speak yet). A new
-        seat's producer has an epoch of its own, and whatever the old one sent is refused.
+        Only when the group refused it, and every record of it is answered, may this producer begin another one. What is
+        still under way would meet it at the broker, with its epoch and, as the same records are sent again, with the
+        same numbers: it is called a duplicate of what was aborted, and offsets are committed without records (before
+        KIP-890, which librdkafka does not speak yet). A new seat's producer has an epoch of its own, and whatever the
+        old one sent is refused.
         """
         if error.code() not in _OWNERSHIP_LOST or error.fatal() or error.retriable():
             raise MemberLost(f"transaction failed: {error.str()}")
+        self._end_in_order()
+        raise Fenced(error.str())
+
+    def _end_in_order(self) -> None:
+        """Abort the transaction when nothing of it is under way any more. Raises MemberLost."""
+        if self._producer.flush(TRANSACTION_S):
+            raise MemberLost("producer: records are not acknowledged")
         try:
             _retry(self._producer.abort_transaction)
         except KafkaException as failed:
             raise MemberLost(f"producer: {failed.args[0].str()}") from failed
-        raise Fenced(error.str())
 
     def _guard(self, call: Callable[[], object]) -> None:
         try:

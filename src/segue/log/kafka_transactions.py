@@ -66,8 +66,8 @@ class Transactions:
         self._answers: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self._to_end: Callable[[], None] | None = None
         """Ends the transaction under way; it has not been called yet."""
-        self._nowhere = False
-        """Whether a record of the transaction under way was acknowledged without its place in the log."""
+        self._lacking = ""
+        """Why a record of the transaction under way is not in the log; empty while all may be."""
         self._producer = Producer(
             common
             | PRODUCER
@@ -77,7 +77,7 @@ class Transactions:
                 # A request is of one partition: with one at a time, as other producers have it, a transaction would
                 # take as many ways to the broker and back. What that one is for, `_delivered` sees to (docs/adr/0020).
                 "max.in.flight.requests.per.connection": 5,
-                "linger.ms": 0,  # commit flushes anyway
+                "linger.ms": 0,  # all of it is flushed anyway
                 "connections.max.idle.ms": _IDLE_MS,
                 # A transaction that follows at once finds the last one still being completed; ask again soon.
                 "retry.backoff.ms": 2,
@@ -91,7 +91,7 @@ class Transactions:
         own these partitions by then, it is of an older generation, and is refused. Raises as `Member.begin`."""
         producer, asked = self._producer, set[TP]()
         self._guard(producer.begin_transaction)
-        self._nowhere = False
+        self._lacking = ""
         try:
             send = producer.produce
             for output in outputs:
@@ -109,7 +109,8 @@ class Transactions:
         except KafkaException as error:
             self._abort(error.args[0])
         except BaseException:  # whoever makes the outputs failed
-            self._end_in_order()
+            self._answered(time.monotonic() + TRANSACTION_S)
+            self._guard(lambda: _retry(producer.abort_transaction))
             raise
 
     def _delivered(self, error: KafkaError | None, message: Any) -> None:
@@ -119,8 +120,10 @@ class Transactions:
         The first one repeated is "a duplicate", which the client takes for an acknowledgement though it is not in the
         log (librdkafka 2.16). Such a one says no offset, and what is lost begins with the first record.
         """
-        if error is None and message.offset() is None:
-            self._nowhere = True
+        if error is not None:
+            self._lacking = error.str()
+        elif message.offset() is None:
+            self._lacking = "a record was acknowledged that is not in the log"
 
     def finished(self) -> bool:
         """Whether `finish` would answer at once. To be asked now and then: it takes part in the work."""
@@ -152,11 +155,8 @@ class Transactions:
     ) -> Callable[[], None]:
         def both() -> None:
             until = time.monotonic() + TRANSACTION_S
+            self._answered(until)
             _retry(lambda left: self._producer.send_offsets_to_transaction(positions, group, left), until)
-            if self._producer.flush(max(_REACH_S, until - time.monotonic())):
-                raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "records are not acknowledged"))
-            if self._nowhere:
-                raise MemberLost("records were acknowledged that are not in the log")
             _retry(end, until)
 
         return both
@@ -177,6 +177,19 @@ class Transactions:
                 self._abort(error.args[0])
             except Fenced as others:  # the group changes: what we were given is not ours any more
                 raise LogUnavailable(str(others)) from others
+
+    def _answered(self, until: float) -> None:
+        """Wait for every record's acknowledgement, until then (monotonic s): before the offsets are sent, which is when
+        the group may refuse, and before an abort. Raises MemberLost without them.
+
+        The next transaction has the same epoch and, as the same records are sent again, the same numbers as what is
+        still under way when this one is aborted. The broker would call it a duplicate of that, and offsets would be
+        committed without their records (before KIP-890, which librdkafka does not speak yet).
+        """
+        if self._producer.flush(max(_REACH_S, until - time.monotonic())):
+            raise MemberLost("transaction failed: records are not acknowledged")
+        if self._lacking:
+            raise MemberLost(f"transaction failed: {self._lacking}")
 
     def _aside(self, call: Callable[[], None]) -> None:
         """Make a call in a thread of its own kind, for `_wait` to wait for. Whoever begins has time for other work, and
@@ -200,25 +213,16 @@ class Transactions:
     def _abort(self, error: KafkaError) -> None:
         """End a failed transaction and say whose fault it was. Never returns.
 
-        Only when the group refused it, and every record of it is answered, may this producer begin another one. What is
-        still under way would meet it at the broker, with its epoch and, as the same records are sent again, with the
-        same numbers: it is called a duplicate of what was aborted, and offsets are committed without records (before
-        KIP-890, which librdkafka does not speak yet). A new seat's producer has an epoch of its own, and whatever the
-        old one sent is refused.
+        Only when the group refused it may this producer begin another one: by then every record is answered
+        (`_answered`). A new seat's producer has an epoch of its own, and whatever the old one sent is refused.
         """
         if error.code() not in _OWNERSHIP_LOST or error.fatal() or error.retriable():
             raise MemberLost(f"transaction failed: {error.str()}")
-        self._end_in_order()
-        raise Fenced(error.str())
-
-    def _end_in_order(self) -> None:
-        """Abort the transaction when nothing of it is under way any more. Raises MemberLost."""
-        if self._producer.flush(TRANSACTION_S):
-            raise MemberLost("producer: records are not acknowledged")
         try:
             _retry(self._producer.abort_transaction)
         except KafkaException as failed:
             raise MemberLost(f"producer: {failed.args[0].str()}") from failed
+        raise Fenced(error.str())
 
     def _guard(self, call: Callable[[], object]) -> None:
         try:

@@ -309,6 +309,65 @@ def test_a_commit_that_ends_while_the_next_turn_is_applied_is_whole_or_is_done_a
     assert_exactly_once(log, redis_client, 400)
 
 
+def test_a_refused_commit_of_what_another_owns_by_then_is_forgotten(log: SqliteLog, redis_client: redis.Redis) -> None:
+    """All partitions are revoked while a commit is under way that is refused for it; one of them comes back later."""
+    polls, phase, went = iter(range(10**9)), "before", Counter[str]()
+    every = [(INTERACTIONS, number) for number in range(PARTITIONS)]
+    late = every[0]
+
+    class Passing(Slow):
+        fails: ClassVar[dict[int, Exception]] = {2: Fenced("another owns them")}
+
+        def join(self, *given: Any) -> Any:
+            member = super().join(*given)
+            poll, begin, finish, finished = member.poll, member.begin, member.finish, member.finished
+            begun: list[int] = []
+            member.finished = lambda: finished() and len(begun) != 2  # that one lasts until they are revoked
+
+            def moving(*how: Any) -> Any:
+                nonlocal phase
+                polled = poll(*how)
+                others = {tp: found for tp, found in polled.records.items() if tp != late}
+                if phase == "before" and len(begun) == 2:
+                    phase = "revoked"
+                    return polled._replace(records={}, ended=[], revoked=every)
+                if phase == "revoked":
+                    phase = "away"
+                    return polled._replace(records={}, ended=[], assigned=every[1:])
+                number = next(polls) if phase == "away" or phase == "back" else -1
+                if number == 20:
+                    phase = "back"
+                    return polled._replace(records=others, ended=[], assigned=[late])
+                if number == 40:
+                    phase = "after"
+                    member.start(late, 14)  # what was left out comes again
+                return polled._replace(records=others) if number >= 0 else polled
+
+            def refusing(outputs: Any, offsets: Any) -> None:
+                if phase == "away" and late in offsets:
+                    raise Fenced("1 partitions have another owner now")  # as Kafka's member says at once
+                outputs = list(outputs)
+                begun.extend([len(outputs)] if outputs else [])
+                begin(outputs, offsets)
+
+            def counting() -> None:
+                finish()
+                went[phase] += begun[-1] if begun else 0
+                there = Counter(record.partition() for record in log.read(JOURNEY_STEPS))
+                for (_, partition), offset in member.committed(every).items():
+                    assert offset in (None, there[partition]), "an offset was committed without its step"
+
+            member.poll, member.begin, member.finish = moving, refusing, counting
+            return member
+
+    log.append(interactions(4000))
+    run(Passing(log._path), Faulty(redis_client))
+    assert phase == "after"
+    assert went["away"] > 400, went  # the others went on
+    assert went["back"] > 400, went
+    assert_exactly_once(log, redis_client, 4000)
+
+
 def test_a_turn_reads_its_documents_at_once_and_before_the_write_before_it_is_sent(
     log: SqliteLog, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

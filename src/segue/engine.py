@@ -334,7 +334,9 @@ class Engine:
             except Fenced:
                 self._unanswered = None
                 self._store.expect([])
-                self._pending = turn.committing | self._pending
+                # Put off again, but for what was revoked meanwhile: it is another's by now, and so is its next offset.
+                put_off = {tp: offset for tp, offset in turn.committing.items() if tp in self._shards}
+                self._pending = put_off | self._pending
                 self._to_restore(member, [each.tp for each in turn.shards if self._shards.get(each.tp) is each])
                 raise
         turn.sent = True

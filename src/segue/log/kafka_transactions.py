@@ -182,9 +182,9 @@ class Transactions:
         """Wait for every record's acknowledgement, until then (monotonic s): before the offsets are sent, which is when
         the group may refuse, and before an abort. Raises MemberLost without them.
 
-        The next transaction has the same epoch and, as the same records are sent again, the same numbers as what is
-        still under way when this one is aborted. The broker would call it a duplicate of that, and offsets would be
-        committed without their records (before KIP-890, which librdkafka does not speak yet).
+        What is still under way when a transaction is aborted the client throws away, with its numbers: at the next
+        transaction the broker misses them, or finds that it knows them, and refuses it or calls it a duplicate (before
+        KIP-890, which librdkafka does not speak yet).
         """
         if self._producer.flush(max(_REACH_S, until - time.monotonic())):
             raise MemberLost("transaction failed: records are not acknowledged")

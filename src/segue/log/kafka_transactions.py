@@ -93,18 +93,21 @@ class Transactions:
         self._guard(producer.begin_transaction)
         self._lacking = ""
         try:
-            send = producer.produce
+            send, told = producer.produce, self._delivered
             for output in outputs:
-                place = output.topic, output.partition
-                if place in asked and output.headers is None:  # nearly always, so without another call
+                if output.headers is None:  # nearly always, so without another call
+                    place = output.topic, output.partition
                     try:
-                        send(output.topic, output.value, output.key, output.partition)
+                        if place in asked:
+                            send(output.topic, output.value, output.key, output.partition)
+                            continue
+                        send(output.topic, output.value, output.key, output.partition, on_delivery=told)
+                        if output.partition >= 0:
+                            asked.add(place)
                         continue
                     except BufferError:
                         pass
-                if output.partition >= 0:
-                    asked.add(place)
-                produce(producer, output, self._delivered)
+                produce(producer, output, told)
             self._to_end = self._ending(positions, group, producer.commit_transaction)
         except KafkaException as error:
             self._abort(error.args[0])

@@ -334,7 +334,7 @@ def test_a_refused_commit_of_what_another_owns_by_then_is_forgotten(log: SqliteL
                 if phase == "revoked":
                     phase = "away"
                     return polled._replace(records={}, ended=[], assigned=every[1:])
-                number = next(polls) if phase == "away" or phase == "back" else -1
+                number = next(polls) if phase in ("away", "back") else -1
                 if number == 20:
                     phase = "back"
                     return polled._replace(records=others, ended=[], assigned=[late])

@@ -299,9 +299,10 @@ def test_who_loses_a_partition_between_the_two_ends_of_a_commit_is_refused(kafka
     second.close()
 
 
-def test_what_a_refused_transaction_has_under_way_is_not_taken_for_what_comes_next(unique: str) -> None:
-    """The next one has the same records in requests of the same numbers: the broker would call them duplicates of those
-    that were aborted, and their offsets would be committed without them."""
+def test_a_transaction_that_is_refused_over_a_slow_way_has_nothing_under_way_and_the_next_one_ends(
+    unique: str,
+) -> None:
+    """Requests that were thrown away with the first would be missed at the second, and cost the seat."""
     port, second, by = free_ports(3)
     properties = advertised(port, by)
     with (

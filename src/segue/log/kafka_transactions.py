@@ -100,10 +100,10 @@ class Transactions:
                     try:
                         if place in asked:
                             send(output.topic, output.value, output.key, output.partition)
-                            continue
-                        send(output.topic, output.value, output.key, output.partition, on_delivery=told)
-                        if output.partition >= 0:
-                            asked.add(place)
+                        else:
+                            send(output.topic, output.value, output.key, output.partition, on_delivery=told)
+                            if output.partition >= 0:
+                                asked.add(place)
                         continue
                     except BufferError:
                         pass
@@ -185,8 +185,8 @@ class Transactions:
         """Wait for every record's acknowledgement, until then (monotonic s): before the offsets are sent, which is when
         the group may refuse, and before an abort. Raises MemberLost without them.
 
-        What is still under way when a transaction is aborted the client throws away, with its numbers: at the next
-        transaction the broker misses them, or finds that it knows them, and refuses it or calls it a duplicate (before
+        What waits to be sent when a transaction fails the client throws away, with the numbers it had given it. The
+        broker misses these at the next transaction and refuses that one too, "skipped sequence numbers" (before
         KIP-890, which librdkafka does not speak yet).
         """
         if self._producer.flush(max(_REACH_S, until - time.monotonic())):

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
@@ -24,6 +24,21 @@ from tests.support.kafka_broker import KafkaBroker, free_ports
 from tests.support.kafka_cluster import advertised, listener
 from tests.support.proxy import Proxy
 from tests.support.stack import eventually
+
+
+@pytest.fixture(autouse=True)
+def every_seat_is_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Of a test that failed too: a client left open spins, and those that follow take minutes."""
+    join, seats = KafkaLog.join, list[KafkaMember]()
+
+    def joined(log: KafkaLog, group: str, topics: Sequence[str], instance: str) -> KafkaMember:
+        seats.append(join(log, group, topics, instance))
+        return seats[-1]
+
+    monkeypatch.setattr(KafkaLog, "join", joined)
+    yield
+    for seat in seats:
+        seat.close()
 
 
 def polled(member: KafkaMember, what: Callable[[], bool]) -> Callable[[], bool]:

@@ -134,7 +134,7 @@ class Traffic:
     @property
     def _bad(self) -> Iterator[Bad]:
         if not hasattr(self, "_bads"):
-            self._bads = bad_records(self._random)
+            self._bads = bad_records(self._random, self._somebody)
         return self._bads
 
 
@@ -160,27 +160,36 @@ def encode(event: Event) -> bytes:
     )
 
 
-def bad_records(rng: random.Random) -> Iterator[Bad]:
-    """Every kind of record that cannot be used, in turn, for the topic `segue.events.web`."""
-    good = encode(Event("bad", "poisoned", "web", 1_767_600_000_000))
-    key = b"poisoned"
+def bad_records(rng: random.Random, somebody: Callable[[], str]) -> Iterator[Bad]:
+    """Every kind of record that cannot be used, in turn, among the good ones of a channel and a customer by chance:
+    from where too many of them come, Segue reads no further."""
+    for spoil in itertools.cycle(_SPOILT):
+        channel, customer = rng.choice(CHANNELS), somebody()
+        good = encode(Event("bad", customer, channel, 1_767_600_000_000))
+        key, value, reason = spoil(customer.encode(), good, rng)
+        yield Bad(key, value, reason, channel)
 
-    def changed(**changes: Any) -> bytes:
-        return orjson.dumps(orjson.loads(good) | changes)
 
-    while True:
-        yield Bad(key, b'{"id": "\xff\xfe"}', "not_utf8")
-        yield Bad(key, good[: rng.randrange(1, len(good) - 1)], "not_json")
-        yield Bad(key, changed(deep=0).replace(b'"deep":0', b'"deep":' + b"[" * 10_000 + b"]" * 10_000), "not_json")
-        yield Bad(key, good.replace(b'"data":{', b'"data":{"wait_ms":NaN,'), "not_json")
-        yield Bad(key, changed(data={"identifiers": "u1"}), "schema")
-        yield Bad(key, changed(id=17), "schema")
-        yield Bad(key, b"\x00\x00\x00\x00\x07" + good, "not_json")  # the head of a schema registry's record
-        yield Bad(key, changed(channel="fax"), "unknown_channel")
-        yield Bad(key, changed(time="2026-01-05T09:00:00"), "time_without_zone")
-        yield Bad(key, changed(extra="x" * 300_000), "too_large")
-        yield Bad(None, good, "null_key")
-        yield Bad(key, None, "tombstone")
+def _changed(good: bytes, **changes: Any) -> bytes:
+    return orjson.dumps(orjson.loads(good) | changes)
+
+
+_DEEP = b'"deep":' + b"[" * 10_000 + b"]" * 10_000
+_Spoilt = tuple[bytes | None, bytes | None, str]
+_SPOILT: tuple[Callable[[bytes, bytes, random.Random], _Spoilt], ...] = (
+    lambda key, good, rng: (key, b'{"id": "\xff\xfe"}', "not_utf8"),
+    lambda key, good, rng: (key, good[: rng.randrange(1, len(good) - 1)], "not_json"),
+    lambda key, good, rng: (key, _changed(good, deep=0).replace(b'"deep":0', _DEEP), "not_json"),
+    lambda key, good, rng: (key, good.replace(b'"data":{', b'"data":{"wait_ms":NaN,'), "not_json"),
+    lambda key, good, rng: (key, _changed(good, data={"identifiers": "u1"}), "schema"),
+    lambda key, good, rng: (key, _changed(good, id=17), "schema"),
+    lambda key, good, rng: (key, b"\x00\x00\x00\x00\x07" + good, "not_json"),  # the head of a schema registry's record
+    lambda key, good, rng: (key, _changed(good, channel="fax"), "unknown_channel"),
+    lambda key, good, rng: (key, _changed(good, time="2026-01-05T09:00:00"), "time_without_zone"),
+    lambda key, good, rng: (key, _changed(good, extra="x" * 300_000), "too_large"),
+    lambda key, good, rng: (None, good, "null_key"),
+    lambda key, good, rng: (key, None, "tombstone"),
+)
 
 
 class Sender(threading.Thread):
@@ -240,7 +249,7 @@ class Sender(threading.Thread):
     def large(self, size: int) -> None:
         """Send a record of about `size` bytes, which is too large to be an event."""
         value = encode(Event("large", "large", "web", 1_767_600_000_000))[:-1] + b',"extra":"' + b"x" * size + b'"}'
-        self._send(Bad(b"large", value, "too_large"))
+        self._send(Bad(b"large", value, "too_large", "web"))
 
     def finish(self, read: Callable[[str], list[Message]], last_for: int = 200) -> None:
         """Stop, and let every partition end with events that give a signal: those tell that all is through.
@@ -273,7 +282,7 @@ class Sender(threading.Thread):
     def _send(self, each: Event | Bad) -> None:
         if isinstance(each, Bad):
             self._bad[each.key, each.value] = each
-            self._produce(f"{TOPIC}web", each.key, each.value, each)
+            self._produce(TOPIC + each.channel, each.key, each.value, each)
             return
         self.ledger.sent(each)
         channel, count = self._busy.get(each.customer, (each.channel, 0))

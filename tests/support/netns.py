@@ -66,8 +66,10 @@ class Namespace:
                 _enter(home.fileno())
 
     def cut(self) -> None:
-        """Pull the cable: nothing passes in either direction."""
-        self._ip(f"link set {self._here} down")
+        """Nothing passes in either direction. The cable stays: without it our packets would go to the next gateway, and
+        an answer may come from there."""
+        self.cut_replies()
+        self.cut_requests()
 
     def cut_replies(self) -> None:
         """Nothing comes out of the namespace any more; what is sent into it arrives."""
@@ -84,7 +86,6 @@ class Namespace:
             f"tc qdisc del dev {self._here} root",
         ):
             subprocess.run(command.split(), check=False, capture_output=True)
-        self._ip(f"link set {self._here} up")
 
     def __enter__(self) -> Self:
         try:

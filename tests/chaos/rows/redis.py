@@ -295,6 +295,7 @@ def disk_full(run: Run) -> None:
     watched(run)
     for turn in run.times(3, 2):
         refused_and_mended(run, "MISCONF", lambda: mount(place, None, f"remount,size={28 + 16 * turn}m"))  # noqa: B023
+    mount(place, None, "remount,size=1g")  # all of it will be written again
 
 
 @row("F22", "the memory of Redis is full")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,6 +57,23 @@ def test_a_wrong_address_is_refused_with_an_example(url: str) -> None:
 def test_no_sentinel_is_an_outage_not_the_end() -> None:
     with pytest.raises(StoreUnavailable), reachable():
         connect("redis+sentinel://127.0.0.1:1/main").ping()
+
+
+def test_who_answers_in_another_language_is_an_outage_too() -> None:
+    """Seen while a machine was cut off: its address led to a gateway, which speaks HTTP."""
+
+    def answer() -> None:
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(1000)
+            connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        gateway = threading.Thread(target=answer)
+        gateway.start()
+        with pytest.raises(StoreUnavailable, match="Protocol error"), reachable():
+            connect(f"redis://127.0.0.1:{server.getsockname()[1]}").ping()
+        gateway.join()
 
 
 @pytest.fixture
@@ -108,3 +128,27 @@ def test_the_api_s_door_follows_it_too(group: SentinelGroup) -> None:
         raise TimeoutError("no answer after the failover")
 
     assert asyncio.run(asked()) > 0
+
+
+def test_a_primary_that_was_replaced_and_lives_on_is_left(group: SentinelGroup) -> None:
+    """Two Sentinels may each promote a replica; the first one then takes writes for ten seconds that nobody reads."""
+    client = connect(group.url)
+    client.set("said", "before")
+    new = group.replace()
+    eventually(lambda: client.info("server")["tcp_port"] == new, 20, "the one that the Sentinels name")
+
+
+def test_the_api_s_door_leaves_it_too(group: SentinelGroup) -> None:
+    async def port() -> int:
+        return int((await (await door.client()).info("server"))["tcp_port"])
+
+    async def followed() -> bool:
+        old, new = await port(), group.replace()
+        until = time.monotonic() + 20
+        while (at := await port()) == old and time.monotonic() < until:
+            await asyncio.sleep(0.1)
+        await door.close()
+        return at == new
+
+    door = StoreDoor(load(redis=group.url))
+    assert asyncio.run(followed())

@@ -325,6 +325,15 @@ class Run:
         self.settings = self.settings.model_copy(update=settings)
         self.fleet.settings = self.settings
 
+    def turns_as_shipped(self) -> None:
+        """In full, read as many records a turn as a processor does by itself; before `start`.
+
+        For rows that leave tens of thousands of events to be worked off: in the small turns of the others it is their
+        number that heals slowly.
+        """
+        if not self.quick:
+            self.use(batch_records=Settings.model_fields["batch_records"].default)
+
     def later(self, close: Callable[[], object]) -> None:
         """Call `close` when the row is over, however it ends."""
         self._stack.callback(close)

@@ -18,7 +18,8 @@ from tests.support.stack import eventually
 
 SERVICE = "segue-test"
 QUORUM = 2
-DOWN_AFTER_MS = 1000
+DOWN_AFTER_MS = 2000
+"""Twice the time between a Sentinel's pings: with less it takes one that was just promoted for dead, by chance."""
 
 
 class SentinelGroup:
@@ -82,6 +83,15 @@ class SentinelGroup:
         """Ports of the running servers that are not the primary."""
         primary = self.primary[1]
         return [port for port, server in self.servers.items() if server.running and port != primary]
+
+    def replace(self) -> int:
+        """Have the Sentinels name a replica the primary, and leave the old one as it is. Returns the new one's port."""
+        new = self.replicas()[0]
+        self.client(new).replicaof("NO", "ONE")
+        for port in self._ports[3:]:
+            self._ask(port, lambda client: client.sentinel_remove(SERVICE))
+            self._ask(port, lambda client: client.sentinel_monitor(SERVICE, "127.0.0.1", new, QUORUM))
+        return new
 
     def client(self, port: int) -> redis.Redis:
         """A client of one server."""

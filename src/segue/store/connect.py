@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+import time
 import uuid
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
@@ -21,6 +25,12 @@ from segue.store.keys import HOLD, LAYOUT, MARK, Layout
 
 SENTINEL_S = 1.0
 """How long a Sentinel may take to answer before the next one is asked."""
+FOLLOW_S = 1.0
+"""How often Sentinels are asked who the master is, beside each connect. One that was replaced may live on: connections
+to it stay, and it takes writes that nobody will see, until the Sentinels make a replica of it, after ten seconds."""
+
+_following: set[asyncio.Task[None]] = set()
+"""An event loop itself does not keep its tasks."""
 
 
 def connect(url: str) -> redis.Redis:
@@ -28,21 +38,52 @@ def connect(url: str) -> redis.Redis:
     address, retry = parse(url), Retry(NoBackoff(), 0)
     if not address.sentinels:
         return redis.Redis.from_url(url, **_options(retry, 10, 3))
-    sentinels: Any = Sentinel(address.sentinels, sentinel_kwargs=_for_sentinels(address, retry))  # type: ignore[no-untyped-call]
+    sentinels = _sentinels(Sentinel, address, retry)
     found: redis.Redis = sentinels.master_for(address.service, **_for_master(address, retry, 10, 3))
+    asked = weakref.ref(found.connection_pool), _sentinels(Sentinel, address, retry), address.service
+    threading.Thread(target=_follow, args=asked, name="sentinels", daemon=True).start()
     return found
 
 
 def connect_async(url: str, timeout_s: float) -> redis.asyncio.Redis:
-    """The same for asyncio, with one timeout for all."""
+    """The same for asyncio, with one timeout for all. To be called in the event loop."""
     address, retry = parse(url), redis.asyncio.retry.Retry(NoBackoff(), 0)
     if not address.sentinels:
         return redis.asyncio.Redis.from_url(url, **_options(retry, timeout_s, timeout_s))
-    sentinels: Any = AsyncSentinel(address.sentinels, sentinel_kwargs=_for_sentinels(address, retry))  # type: ignore[no-untyped-call]
+    sentinels = _sentinels(AsyncSentinel, address, retry)
     found: redis.asyncio.Redis = sentinels.master_for(
         address.service, **_for_master(address, retry, timeout_s, timeout_s)
     )
+    asked = weakref.ref(found.connection_pool), _sentinels(AsyncSentinel, address, retry), address.service
+    task = asyncio.create_task(_follow_async(*asked))
+    _following.add(task)
+    task.add_done_callback(_following.discard)
     return found
+
+
+def _follow(pool: weakref.ref[Any], sentinels: Any, service: str) -> None:
+    """As long as there is the pool: let go of its idle connections when the master is another. The next connect asks
+    who it is, and what was in use then is not taken back."""
+    while pool() is not None:
+        with suppress(redis.RedisError):  # without an answer the master is who it was
+            master = sentinels.discover_master(service)
+            connections = pool()
+            if connections is not None and connections.master_address not in (None, master):
+                connections.disconnect(inuse_connections=False)
+            del connections
+        time.sleep(FOLLOW_S)
+
+
+async def _follow_async(pool: weakref.ref[Any], sentinels: Any, service: str) -> None:
+    """The same for asyncio."""
+    while pool() is not None:
+        with suppress(redis.RedisError):
+            master = await sentinels.discover_master(service)
+            connections = pool()
+            if connections is not None and connections.master_address not in (None, master):
+                await connections.disconnect(inuse_connections=False)
+            del connections
+        await asyncio.sleep(FOLLOW_S)
 
 
 def _options(retry: Any, timeout_s: float, connect_s: float) -> dict[str, Any]:
@@ -53,6 +94,11 @@ def _options(retry: Any, timeout_s: float, connect_s: float) -> dict[str, Any]:
         "health_check_interval": 0,
         "protocol": 2,
     }
+
+
+def _sentinels(kind: Any, address: Address, retry: Any) -> Any:
+    """Sentinels for one to ask: redis-py swaps them in their list while it asks, so two at once would lose some."""
+    return kind(address.sentinels, sentinel_kwargs=_for_sentinels(address, retry))
 
 
 def _for_sentinels(address: Address, retry: Any) -> dict[str, Any]:
@@ -83,7 +129,8 @@ def reachable(url: str = "Redis") -> Iterator[None]:
     """Turn redis-py's errors into StoreUnavailable."""
     try:
         yield
-    except (redis.ConnectionError, redis.TimeoutError) as error:
+    except (redis.ConnectionError, redis.TimeoutError, redis.InvalidResponse) as error:
+        # The last: somebody else answers at that address, as a gateway may while the server is away.
         raise StoreUnavailable(f"{url} cannot be reached: {error}") from error
     except redis.ResponseError as error:
         # A full memory or disk (OOM, MISCONF), a replica or a loading server: all pass.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import time
 
-from segue.settings import Settings
 from tests.chaos.harness import Run, row
 from tests.chaos.load import Load
 from tests.chaos.rows.kafka import through_a_proxy
@@ -15,10 +14,7 @@ from tests.chaos.rows.records import wrong_clocks
 @row("F27", "all of it, by chance", load=Load(skew=wrong_clocks, age_ms=0, retries=0.1, late=0.005, bad=0.002))
 def mixture(run: Run) -> None:
     proxy = through_a_proxy(run)
-    if not run.quick:
-        # As shipped: a turn takes some ten ways to the broker and back, here 4 s at times. Turns of 200 cannot take in
-        # what is sent in that time, and then it is their number that heals slowly.
-        run.use(batch_records=Settings.model_fields["batch_records"].default)
+    run.turns_as_shipped()  # one takes some ten ways to the broker and back, here 4 s at times
     run.start()
     until = time.monotonic() + (30 if run.quick else 180)
     while time.monotonic() < until:

@@ -264,6 +264,7 @@ def slow_link(run: Run) -> None:
     proxy = Proxy.of(run.valkey.url, seed=run.seed).start()
     run.later(proxy.stop)
     run.use(redis=f"redis://127.0.0.1:{proxy.port}/0")
+    run.turns_as_shipped()
     run.store = ThroughSegue(run.valkey.url)
     run.start()
     run.calmly(3)
